@@ -1,0 +1,59 @@
+# PYTHON picks the interpreter; PIP_ARGS reaches every pip install, for example another package index for a CPU or a
+# CUDA build of torch: make setup PIP_ARGS="--extra-index-url https://..."; ARGS reaches train.py: make train ARGS="seed=1"
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+QUICKSTART := shards/quickstart
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore
+FAST := not slow and not e2e and not distributed and not gpu
+
+.PHONY: help setup data train test test-fast lint format gpu-check clean
+.DEFAULT_GOAL := help
+
+help:  ## show these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## create .venv and install the pinned requirements
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "toto-train needs Python 3.11 or newer, this is " + sys.version' 
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q $(PIP_ARGS) -r requirements.lock
+	$(PY) -m pip install -q $(PIP_ARGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.oracle: $(VENV)/.installed requirements-oracle.lock
+	$(PY) -m pip install -q $(PIP_ARGS) --no-deps --ignore-requires-python -r requirements-oracle.lock
+	@touch $@
+
+data: $(QUICKSTART)/.built  ## build the quickstart shards
+
+$(QUICKSTART)/.built: $(VENV)/.installed $(wildcard quickstart/*)
+	$(PY) scripts/build_shards.py source=quickstart out=$(QUICKSTART) replace=true
+	@touch $@
+
+train: data  ## pretrain the quickstart model, score it, write runs/quickstart/report.html
+	$(PY) train.py name=quickstart $(ARGS)
+
+test: $(VENV)/.oracle  ## run all tests
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal
+
+test-fast: $(VENV)/.oracle  ## run the quick tests (under three minutes)
+	$(TEST_ENV) $(PY) -m pytest -n 2 --dist worksteal -m "$(FAST)"
+
+lint: $(VENV)/.installed  ## check format, style and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed  ## format the code
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+gpu-check: $(VENV)/.oracle  ## run the tests that need CUDA
+	$(PY) -m pytest -m gpu
+
+clean:  ## remove .venv, shards and caches (runs stay)
+	rm -rf $(VENV) shards .pytest_cache .ruff_cache .mypy_cache .hypothesis
