@@ -1,0 +1,32 @@
+"""Record this machine's telemetry: python scripts/record_host.py seconds=3600 out=host.parquet [interval=1]"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from tqdm import tqdm
+
+from data_pipelines.sources import host, series_parquet
+from toto_train.arguments import parse
+
+
+def main(argv: list[str]) -> int:
+    args = parse(__doc__, argv, required={"seconds": float, "out": str}, optional={"interval": 1.0})
+    if args["seconds"] < args["interval"] or args["interval"] <= 0:
+        raise SystemExit("record_host: seconds must be at least one interval, and interval positive")
+    stopping: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):  # a stopped recording keeps what it has
+        signal.signal(number, lambda n, _: stopping.append(n))
+    total = int(args["seconds"] / args["interval"])
+    with tqdm(total=total, unit="sample", disable=not sys.stderr.isatty()) as bar:
+        start, samples = host.record(
+            args["seconds"], args["interval"], lambda: bool(stopping), lambda n: bar.update(n - bar.n)
+        )
+    count = series_parquet.write(args["out"], host.to_series(start, samples, args["interval"]))
+    print(f"recorded {len(samples)} samples in {count} groups -> {args['out']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Hydra-style key=value arguments for the small commands (train.py composes with Hydra itself)."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+
+def parse(doc: str | None, argv: list[str], required: dict[str, type], optional: dict[str, Any]) -> dict[str, Any]:
+    """Parse ['key=value', ...] into a dict. `required`: key -> type; `optional`: key -> default (its type is kept).
+
+    Every problem is collected and reported at once (exit status 2); --help prints `doc`.
+    """
+    if {"-h", "--help"} & set(argv):
+        print((doc or "").strip())
+        raise SystemExit(0)
+    types = required | {k: type(v) for k, v in optional.items()}
+    values, problems = dict(optional), []
+    for arg in argv:
+        key, sign, text = arg.partition("=")
+        if not sign:
+            problems.append(f"{arg!r} is not key=value")
+        elif key not in types:
+            near = difflib.get_close_matches(key, types, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(types)}"
+            problems.append(f"unknown key {key!r}{hint}")
+        else:
+            try:
+                values[key] = _convert(text, types[key])
+            except ValueError:
+                problems.append(f"{key}={text!r} is not a valid {types[key].__name__}")
+    problems += [f"missing {key}=" for key in required if key not in values]
+    if problems:
+        raise SystemExit("\n".join(problems) + f"\nusage: {(doc or '').strip()}")
+    return values
+
+
+def _convert(text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return text if kind is type(None) else kind(text)
