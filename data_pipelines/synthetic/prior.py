@@ -1,0 +1,130 @@
+"""The registry of synthetic families, and series drawn from them one by one or in exact proportions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.series import Series
+from data_pipelines.synthetic import (
+    anomaly,
+    forecast_pfn,
+    frequency,
+    kernel,
+    sawtooth,
+    sinewave,
+    spike,
+    step,
+    telemetry,
+)
+from data_pipelines.synthetic.chunk import CHUNK, Chunk, keyed_generator
+
+LICENCE = "Apache-2.0"
+SHORTEST = 32  # steps; below that the laws have no room
+
+
+@dataclass(frozen=True)
+class Family:
+    """A law. `generate_chunk(rng, length, count)` makes `count` series; `weight` is its share in the default mix."""
+
+    generate_chunk: Callable[[np.random.Generator, int, int], Chunk]
+    weight: float
+
+
+def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Callable[..., Chunk]:
+    """A univariate law whose values do not depend on the sampling frequency: draw one as its label."""
+
+    def generate_chunk(rng: np.random.Generator, length: int, count: int) -> Chunk:
+        intervals, starts = frequency.draw(rng, length, count)
+        return Chunk(list(law(rng, length, count)[:, None]), intervals.astype(np.float64), starts)
+
+    return generate_chunk
+
+
+FAMILIES: dict[str, Family] = {
+    "telemetry": Family(telemetry.generate, 4.0),
+    "forecast_pfn": Family(forecast_pfn.generate, 1.0),
+    "kernel": Family(_labelled(kernel.generate), 1.0),
+    "sinewave": Family(_labelled(sinewave.generate), 1.0),
+    "sawtooth": Family(_labelled(sawtooth.generate), 1.0),
+    "step": Family(_labelled(step.generate), 1.0),
+    "anomaly": Family(_labelled(anomaly.generate), 1.0),
+    "spike": Family(_labelled(spike.generate), 1.0),
+}
+DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
+
+# The last chunk of each family: neighbours in index cost nothing, and memory stays at one chunk a family.
+_last_chunk: dict[str, tuple[tuple[int, int, int], Chunk]] = {}
+
+
+def generate(family: str, seed: int, index: int, length: int) -> Series:
+    """Series `index` of a family: a pure function of the four arguments, at the cost of its chunk of 64.
+
+    Raises ValueError for an unknown family, a negative index or a length under 32.
+    """
+    _check_family(family)
+    if index < 0:
+        raise ValueError(f"index must not be negative, got {index}")
+    if length < SHORTEST:
+        raise ValueError(f"length must be at least {SHORTEST} steps, got {length}")
+    number, row = divmod(index, CHUNK)
+    chunk = _chunk(family, seed, number, length)
+    return Series(
+        values=chunk.values[row].copy(),  # the caller may write to it
+        interval=float(chunk.intervals[row]),
+        source=f"synthetic_{family}",
+        item_id=f"{seed}-{index:08d}",
+        domain="synthetic",
+        start=str(chunk.starts[row]),
+        variate_names=chunk.variate_names[row] if chunk.variate_names else (),
+        licence=LICENCE,
+    )
+
+
+def series(weights: Mapping[str, float], count: int, length: int, seed: int) -> Iterator[Series]:
+    """`count` series mixed by weight; at every point each family is within one series of its exact share.
+
+    Raises ValueError at the call for an unknown family or weights that are no proportions.
+    """
+    for family in weights:
+        _check_family(family)
+    if not all(np.isfinite(w) and w >= 0 for w in weights.values()) or not sum(weights.values()) > 0:
+        raise ValueError(f"weights must be finite, not negative and not all zero, got {dict(weights)}")
+    return (generate(family, seed, index, length) for family, index in turns(weights, count))
+
+
+def turns(weights: Mapping[str, float], count: int) -> Iterator[tuple[str, int]]:
+    """Family and index of each of `count` series, by Tijdeman's rule for the chairman assignment problem.
+
+    Of the families that would fall behind without the turn, the one whose deadline is earliest gets it; after n turns
+    no family is further than 1 - 1/(2 m - 2) from n times its share (R. Tijdeman, Discrete Mathematics 32, 1980).
+    """
+    names = [name for name, weight in weights.items() if weight > 0]
+    shares = np.array([weights[name] for name in names], dtype=np.float64)
+    shares /= shares.sum()
+    slack = 1 / (2 * len(names) - 2) if len(names) > 1 else 0.0
+    made = np.zeros(len(names), dtype=np.int64)
+    for n in range(1, count + 1):
+        behind = n * shares - made
+        ready = behind >= slack - 1e-9  # rounding must not bar a family that is exactly due
+        turn = int(np.argmin(np.where(ready, (1 - slack - behind) / shares, np.inf)))
+        yield names[turn], int(made[turn])
+        made[turn] += 1
+
+
+def _chunk(family: str, seed: int, number: int, length: int) -> Chunk:
+    key = (seed, number, length)
+    cached = _last_chunk.get(family)
+    if cached is None or cached[0] != key:
+        chunk = FAMILIES[family].generate_chunk(keyed_generator(seed, family, number), length, CHUNK)
+        cached = _last_chunk[family] = (key, chunk)
+    return cached[1]
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, 1, cutoff=0)
+        raise ValueError(f"unknown family {family!r}; did you mean {near[0]!r}? known: {', '.join(FAMILIES)}")
