@@ -1,0 +1,119 @@
+"""Configs: everything composes, and everything wrong is said at once with a way out."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toto_train.cli import config_from_overrides
+from toto_train.config import Config, ConfigError, check, from_tree, get, to_yaml
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONFIGS.iterdir() if p.is_dir()}
+
+
+def compose(*overrides: str) -> Config:
+    return config_from_overrides(list(overrides), CONFIGS)
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        compose(*overrides)
+    return error.value.problems
+
+
+@pytest.mark.parametrize(("group", "choice"), [(g, c) for g, choices in GROUPS.items() for c in choices])
+def test_every_choice_of_every_group_composes(group, choice):
+    compose(f"{group}={choice}", "plan=true")
+
+
+@pytest.mark.parametrize("model", GROUPS["model"])
+def test_every_model_composes_with_the_recipe(model):
+    config = compose("experiment=toto2_xl", f"model={model}", "plan=true")
+    assert config.model.name == model == config.name
+    assert config.points_per_step == 8_388_608
+
+
+def test_a_composed_config_survives_its_file(tmp_path):
+    from omegaconf import OmegaConf
+
+    config = compose("model=tiny", "seed=3", "optimizer.normuon.lr=0.3")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_tree(OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))) == config
+
+
+def test_all_problems_are_reported_together():
+    found = problems("modl=xl", "+typo=1", "model=tinny", "model.d_model=wide", "optimizer.normuon.lrr=1", "seed=true")
+    text = "\n".join(found)
+    assert len(found) == 6
+    assert "unknown key 'modl'" in text
+    assert "did you mean 'model'?" in text
+    assert "unknown key 'typo'" in text
+    assert "unknown model=tinny; did you mean 'tiny'?" in text
+    assert "model.d_model='wide' is not a valid int" in text
+    assert "at 'lrr' did you mean 'lr'?" in text
+    assert "seed=True is not a valid int" in text
+
+
+def test_an_unknown_key_in_a_config_file_is_found(tmp_path):
+    import shutil
+
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs/schedule/toto2.yaml").write_text("max_step: 5\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'schedule\.max_step'; did you mean 'max_steps'"):
+        config_from_overrides([], tmp_path / "configs")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_heads=3", "model.num_heads=3 must split model.d_model=64"),
+        ("model.layer_group_size=3", "must divide model.num_layers=4"),
+        ("model.num_variate_layers_per_group=4", "must leave a time layer"),
+        ("data.length=1000", "data.length=1000 must be a multiple of model.patch_size=32"),
+        ("micro_rows=3", "micro_rows=3 must divide global_rows="),
+        ("schedule.max_steps=5", "schedule.max_steps=5 is shorter than"),
+        ("parallel.mode=tripple", "parallel.mode='tripple' must be one of single"),
+        ("optimizer.normuon.lr=-1", "optimizer.normuon.lr=-1.0 must be positive"),
+        ("optimizer.adamw.beta1=1", "optimizer.adamw.beta1=1.0 must be in [0, 1)"),
+        ("heldout.context=100000", "heldout.context=100000 must be"),
+        ("name=a/b", "name='a/b' must be a plain folder name"),
+        ("data=shards", "data.mixture.corpus.path is empty; give data.mixture.corpus.path=FOLDER"),
+        ("data.mixture.real.balance=fair", "data.mixture.real.balance='fair' must be one of equal, sqrt, points"),
+        ("validation.path=''", "validation.path is empty"),
+        ("objective.label_clamp=nan", "objective.label_clamp=nan is not a valid float"),
+        ("model={}", "unknown model={}"),
+    ],
+)
+def test_impossible_settings_name_key_value_and_remedy(override, message):
+    assert message in "\n".join(problems(override))
+
+
+def test_mixture_entries_are_checked_too():
+    tree = {"data": {"mixture": {"mine": {"weigth": 2, "path": "x"}}}}
+    with pytest.raises(ConfigError, match=r"unknown key 'data\.mixture\.mine\.weigth'; did you mean 'weight'"):
+        from_tree(tree)
+    with pytest.raises(ConfigError, match=r"data\.mixture\.mine\.path is missing"):
+        from_tree({"data": {"mixture": {"mine": {"weight": 2}}}})
+
+
+def test_numbers_written_as_text_are_numbers():
+    config = compose("optimizer.adamw.eps=1e-9", "schedule.max_steps=5_000", "++seed=4")
+    assert (config.optimizer.adamw.eps, config.schedule.max_steps, config.seed) == (1e-9, 5000, 4)
+
+
+NUMBERS = [k for k in ("model.d_model", "data.length", "schedule.max_steps", "optimizer.normuon.lr", "micro_rows")]
+
+
+@given(st.sampled_from(NUMBERS), st.integers(-10, 10_000))
+def test_any_single_number_is_accepted_or_refused_by_name(key, value):
+    config = Config(validate_every=0)
+    *parts, last = key.split(".")
+    owner = get(config, ".".join(parts)) if parts else config
+    setattr(owner, last, type(getattr(owner, last))(value))
+    found = [p for p in check(config) if not p.startswith("data.mixture")]
+    for problem in found:
+        assert key.split(".")[0] in problem or last in problem
+    if value <= 0:
+        assert any(problem.startswith(f"{key}=") for problem in found)

@@ -1,0 +1,135 @@
+"""From the command line to a checked Config: Hydra composes, this module says everything that is wrong at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from toto_train.config import Config, ConfigError, from_tree, nearest
+
+# A group's entry "model: nano" must not be rejected for the fields that only the dataclass names, so every default is
+# in the tree Hydra composes; plain values, because types are checked afterwards, all at once.
+ConfigStore.instance().store("defaults", OmegaConf.create(dataclasses.asdict(Config())))
+
+
+def main(argv: list[str], configs: Path) -> int:
+    """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help, -m) go to Hydra."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    flags = [a for a in argv if a.startswith("-")]
+    try:
+        if flags:
+            _check_overrides([a for a in argv if a not in flags and "=" in a], configs)
+            sys.argv = ["train.py", *argv]
+            hydra.main(version_base="1.3", config_path=str(configs), config_name="train")(_job)()
+            return 0
+        _run(config_from_overrides(argv, configs))
+        return 0
+    except (ConfigError, ValueError, OSError, HydraException) as error:
+        print(f"train.py: {error}" if not isinstance(error, ConfigError) else error, file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+def _run(config: Config) -> None:
+    from toto_train.run import run  # torch and Lightning load only once the config is known to be good
+
+    run(config)
+
+
+def _job(tree: DictConfig) -> None:
+    """One job of a multirun: its folder carries what distinguishes it."""
+    config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN and job.job.override_dirname:
+        config.name = f"{config.name}-{job.job.override_dirname.replace('/', '.')}"
+    _run(config)
+
+
+def config_from_overrides(overrides: list[str], configs: Path) -> Config:
+    """Compose configs/train.yaml with overrides. Raises ConfigError with every problem of names, types and values."""
+    problems, good = _split_overrides(overrides, configs)
+    try:
+        with initialize_config_dir(config_dir=str(configs), version_base="1.3"):
+            tree = compose("train", overrides=good)
+        config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise ConfigError(problems + error.problems) from None
+    except HydraException as error:
+        raise ConfigError([*problems, str(error)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _check_overrides(overrides: list[str], configs: Path) -> None:
+    problems, _ = _split_overrides(overrides, configs)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], list[str]]:
+    """(problems, overrides that Hydra can compose): every key must be a group, a setting, or Hydra's own."""
+    problems: list[str] = []
+    good: list[str] = []
+    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in configs.iterdir() if p.is_dir()}
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            problems.append(f"{text!r} is not key=value")
+            continue
+        key = override.key_or_group.split("@")[0]
+        if key in groups:
+            problem = _group_problem(override, key, groups[key])
+        else:
+            problem = None if key.startswith("hydra") else _key_problem(key, groups)
+        if problem:
+            problems.append(problem)
+        else:
+            # an existing setting may be written with or without Hydra's plus signs
+            good.append(text if key in groups or key.startswith("hydra") else "++" + text.lstrip("+"))
+    return problems, good
+
+
+def _group_problem(override: Override, group: str, choices: list[str]) -> str | None:
+    value = override.value()
+    chosen = value.list if override.is_choice_sweep() else [value]  # type: ignore[union-attr]
+    for choice in chosen:
+        if choice is not None and str(choice) not in choices:
+            return f"unknown {group}={choice}; {nearest(str(choice), choices)}"
+    return None
+
+
+def _key_problem(key: str, groups: dict[str, Any]) -> str | None:
+    """Walk the dataclasses along a dotted key."""
+    kind: Any = Config
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        if dataclasses.is_dataclass(kind):
+            hints = typing.get_type_hints(kind)
+            if part not in hints:
+                valid = set(hints) | (set(groups) if i == 0 else set())
+                return f"unknown key '{key}'; at '{part}' {nearest(part, valid)}"
+            kind = hints[part]
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        else:
+            return f"unknown key '{key}'; '{'.'.join(parts[:i])}' has no settings below it"
+    return None
