@@ -1,0 +1,193 @@
+"""The model against the official package (a black box), and the properties training relies on."""
+
+import numpy as np
+import pytest
+import torch
+
+from toto_train import hub
+from toto_train.config import ModelConfig
+from toto_train.model.decoder import MaskFlags
+from toto_train.model.toto import Prediction, Toto, parameter_count
+from toto_train.model.umup import set_replicas
+from toto_train.objective import loss_sum, patch_mask
+
+PATCH = 32
+SIZES = {
+    "tiny": (256, 4, 4, 688, 1e-4, 4_144_448),
+    "proxy": (256, 12, 4, 688, 1e-4, 10_477_376),
+    "small": (512, 6, 8, 1368, 1e-4, 21_915_584),
+    "large": (1024, 24, 16, 2736, 1e-4, 312_684_608),
+    "xl": (1536, 36, 24, 4096, 5e-4, 1_041_033_024),
+    "xxl": (2048, 48, 32, 5464, 5e-4, 2_454_281_792),
+}
+
+
+def config(name: str) -> ModelConfig:
+    if name == "nano":
+        return ModelConfig()
+    d, layers, heads, d_ff, eps, _ = SIZES[name]
+    return ModelConfig(name, d, layers, heads, d_ff, eps)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def random_model(name: str, seed: int = 0) -> Toto:
+    """Random weights everywhere, also where training starts from zero."""
+    model = Toto.create(config(name), seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.copy_(0.5 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def official(model: Toto):
+    toto2 = pytest.importorskip("toto2", reason="the official package is installed by make test")
+    peer = toto2.Toto2Model(toto2.Toto2ModelConfig(**hub.config_to_official(model.config)))
+    peer.load_state_dict(hub.to_official(model))
+    return peer
+
+
+def official_prediction(peer, x, mask, cpm, ids) -> Prediction:
+    out = peer(x, mask, cpm, ids)
+    ends = slice(PATCH - 1, None, PATCH)  # loc and scale come per step, held over the patch
+    return Prediction(out.quantiles.permute(1, 2, 3, 4, 0), out.loc[..., ends], out.scale[..., ends])
+
+
+def batch(steps: int, gaps: bool, cpm: bool, several: bool, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, 6, steps, generator=generator).cumsum(-1) * 3 + 100
+    mask = torch.ones_like(x, dtype=torch.bool)
+    if gaps:
+        mask = torch.rand(x.shape, generator=generator) > 0.1
+        mask[0, 0, : 3 * PATCH] = False  # a series that starts late
+        mask[1, 2] = False  # an empty slot
+        mask[:, :, 4 * PATCH : 5 * PATCH + 12] = False  # a hole wider than a patch
+    ids = torch.tensor([[0, 0, 1, 1, 2, 3], [0, 0, 0, 0, 0, 0]]) if several else torch.zeros(2, 6, dtype=torch.long)
+    visible = torch.ones_like(mask)
+    if cpm:
+        observed = mask.unflatten(-1, (-1, PATCH)).any(-1).numpy()
+        drawn = [patch_mask(np.random.default_rng(i), observed[i], ids[i].numpy(), 4, 0.6) for i in range(2)]
+        visible = torch.from_numpy(np.stack(drawn)).repeat_interleave(PATCH, -1)
+    return torch.where(mask, x, 0.0), mask, visible, ids
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_counts_are_those_of_the_released_models(name):
+    assert parameter_count(config(name)) == SIZES[name][-1]
+
+
+CASES = [
+    pytest.param("nano", False, False, False, id="nano-plain"),
+    pytest.param("nano", True, True, True, id="nano-everything"),
+    pytest.param("tiny", False, False, False, id="tiny-plain"),
+    pytest.param("tiny", True, False, False, id="tiny-gaps"),
+    pytest.param("tiny", False, True, False, id="tiny-cpm"),
+    pytest.param("tiny", False, False, True, id="tiny-several-series"),
+    pytest.param("tiny", True, True, True, id="tiny-everything"),
+    pytest.param("small", True, True, True, id="small-everything"),
+]
+
+
+@pytest.mark.parametrize(("name", "gaps", "cpm", "several"), CASES)
+def test_same_weights_give_the_official_quantiles(name, gaps, cpm, several):
+    model = random_model(name)
+    x, mask, visible, ids = batch(12 * PATCH, gaps, cpm, several)
+    with torch.no_grad():
+        ours = model(x, mask, visible, ids)
+        theirs = official_prediction(official(model).eval(), x, mask, visible, ids)
+    assert relative(ours.loc, theirs.loc) <= 1e-5
+    assert relative(ours.scale, theirs.scale) <= 1e-5
+    assert relative(ours.z, theirs.z) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_gradients_are_the_official_ones(name):
+    model = random_model(name).train()
+    peer = official(model).train()
+    x, mask, visible, ids = batch(12 * PATCH, True, True, True)
+    for predicted in (model(x, mask, visible, ids), official_prediction(peer, x, mask, visible, ids)):
+        loss, weight = loss_sum(predicted, x, mask, visible, PATCH, 20.0)
+        (loss / weight).backward()
+    names = hub.official_names(model.config)
+    theirs = {n: p.grad for n, p in peer.named_parameters()}
+    errors = {n: relative(p.grad, theirs[names[n]]) for n, p in model.named_parameters()}
+    assert max(errors.values()) <= 1e-4, errors
+
+
+def test_replicas_scale_weight_gradients_by_their_root_and_nothing_else():
+    gradients = []
+    for replicas in (1, 4):
+        model = random_model("nano")
+        set_replicas(model, replicas)
+        x, mask, visible, ids = batch(6 * PATCH, False, False, True)
+        x.requires_grad_(True)
+        loss, _ = loss_sum(model(x, mask, visible, ids), x.detach(), mask, visible, PATCH, 20.0)
+        loss.backward()
+        gradients.append(({n: p.grad for n, p in model.named_parameters()}, x.grad))
+    (one, x_one), (four, x_four) = gradients
+    assert torch.equal(x_one, x_four)
+    for name in one:
+        torch.testing.assert_close(four[name], one[name] / 2)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_later_values_change_no_earlier_output(gaps):
+    model = random_model("nano").eval()
+    x, mask, visible, ids = batch(10 * PATCH, gaps, True, True)
+    cut = 6 * PATCH
+    changed, changed_mask, changed_visible = x.clone(), mask.clone(), visible.clone()
+    changed[..., cut:] = torch.randn_like(changed[..., cut:]) * 1e4
+    changed_mask[..., cut:] = True
+    changed_visible[..., cut:] = True
+    with torch.no_grad():
+        before = model(x, mask, visible, ids, MaskFlags())
+        after = model(changed, changed_mask, changed_visible, ids, MaskFlags())
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a[:, :, :6], b[:, :, :6])
+    assert not torch.allclose(before.z[:, :, 6:], after.z[:, :, 6:])
+
+
+def test_series_of_one_row_do_not_see_each_other():
+    model = random_model("nano").eval()
+    x, mask, visible, ids = batch(8 * PATCH, True, False, True)
+    changed = x.clone()
+    changed[0, 2:4] = torch.randn_like(changed[0, 2:4])  # series 1 of row 0
+    with torch.no_grad():
+        before, after = model(x, mask, visible, ids), model(changed, mask, visible, ids)
+    others = [0, 1, 4, 5]
+    assert torch.equal(before.z[0, others], after.z[0, others])
+    assert torch.equal(before.z[1], after.z[1])
+    assert not torch.allclose(before.z[0, 2], after.z[0, 2])
+
+
+def test_variates_of_one_series_do_see_each_other():
+    model = random_model("nano").eval()
+    x, mask, visible, ids = batch(8 * PATCH, False, False, True)
+    changed = x.clone()
+    changed[0, 0] += torch.randn_like(changed[0, 0])
+    with torch.no_grad():
+        before, after = model(x, mask, visible, ids), model(changed, mask, visible, ids)
+    assert not torch.allclose(before.z[0, 1], after.z[0, 1])
+
+
+def test_flags_save_masks_without_changing_the_output():
+    model = random_model("nano").eval()
+    x, mask, visible, ids = batch(8 * PATCH, False, True, False)
+    with torch.no_grad():
+        plain = model(x, mask, visible, ids, MaskFlags(empty_patches=False, several_series=False))
+        masked = model(x, mask, visible, ids, MaskFlags(empty_patches=True, several_series=True))
+    torch.testing.assert_close(plain.z, masked.z, rtol=1e-4, atol=1e-5)
+
+
+def test_initialisation_depends_on_seed_and_name_alone():
+    a, b, c = (dict(Toto.create(config("nano"), seed).named_parameters()) for seed in (3, 3, 4))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    matrices = [n for n in a if a[n].ndim == 2]
+    assert not any(torch.equal(a[n], c[n]) for n in matrices)
+    assert all(abs(float(a[n].detach().std()) - 1) < 0.05 for n in matrices)
+    assert all(not a[n].any() for n in a if a[n].ndim == 1)
+    assert len({a[n].flatten()[0].item() for n in matrices}) == len(matrices)

@@ -1,0 +1,99 @@
+"""What training asks of the model: hide spans of patches, predict every next patch, score quantiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toto_train.model.scaler import scale_patches, to_patches
+from toto_train.model.toto import QUANTILES, Prediction
+
+
+def patch_mask(
+    rng: np.random.Generator, observed: np.ndarray, series_ids: np.ndarray, max_span: int, max_rate: float
+) -> np.ndarray:
+    """Contiguous patch masking: True = visible, [V, P].
+
+    observed [V, P] bool: patches with any observed value; series_ids [V]. Per series one span length c ~ U{1..max_span}
+    and one rate p ~ U(0, max_rate); spans of c patches at random starts, the last one cut so that round(p * P') of the
+    series' P' patches are hidden, P' counted from its first observed patch. That patch stays visible. Variates of
+    a series share their spans: at inference a whole series' future is hidden, so a variate must not peek at a sibling.
+    """
+    patches = observed.shape[1]
+    ids, member = np.unique(series_ids, return_inverse=True)
+    seen = np.zeros((len(ids), patches), dtype=bool)
+    np.logical_or.at(seen, member, observed)
+    spans = rng.integers(1, max_span + 1, size=len(ids)).tolist()
+    rates = rng.uniform(0.0, max_rate, size=len(ids)).tolist()
+    orders = rng.random((len(ids), patches), dtype=np.float32).argsort(axis=1)
+    hidden = np.zeros((len(ids), patches), dtype=bool)
+    for i in np.flatnonzero(seen.any(axis=1)).tolist():
+        after = int(seen[i].argmax()) + 1
+        free = patches - after
+        count = min(round(rates[i] * (free + 1)), free)
+        hidden[i, after:] = _spans(orders[i].tolist(), free, spans[i], count)
+    visible = ~hidden[member]
+    # a variate that starts later than its siblings keeps its own first patch
+    started = np.flatnonzero(observed.any(axis=1))
+    visible[started, observed[started].argmax(axis=1)] = True
+    return visible
+
+
+def _spans(order: list[int], patches: int, span: int, count: int) -> np.ndarray:
+    """`count` True among `patches`: spans at the starts that `order` names first, the last one cut to fit.
+
+    Sets of patches are the bits of Python integers, several times faster than arrays at these sizes.
+    """
+    bits, left, last_start, ones = 0, count, max(patches - span, 0), (1 << min(span, patches)) - 1
+    for start in order:
+        if left <= 0:
+            break
+        if start > last_start:
+            continue
+        new = (ones << start) & ~bits
+        while new.bit_count() > left:
+            new ^= 1 << (new.bit_length() - 1)
+        bits |= new
+        left -= new.bit_count()
+    packed = np.frombuffer(bits.to_bytes(patches // 8 + 1, "little"), np.uint8)
+    return np.unpackbits(packed, count=patches, bitorder="little").astype(bool)
+
+
+def labels_and_weights(
+    target: Tensor, target_mask: Tensor, visible: Tensor, loc: Tensor, scale: Tensor, patch_size: int, clamp: float
+) -> tuple[Tensor, Tensor]:
+    """Next-patch labels z [B, V, P-1, patch_size] in the space of position i, and their 0/1 weights.
+
+    No weight where the label is missing, or where nothing visible was observed at or before the position.
+    """
+    following = to_patches(target, patch_size)[..., 1:, :]
+    z = scale_patches(following, loc[..., :-1], scale[..., :-1]).clamp(-clamp, clamp)
+    known = to_patches(target_mask, patch_size)[..., 1:, :]
+    started = to_patches(visible, patch_size).any(-1).cummax(-1).values[..., :-1]
+    return z, known & started.unsqueeze(-1)
+
+
+def pinball(prediction: Tensor, label: Tensor) -> Tensor:
+    """max(tau e, (tau - 1) e), e = label - prediction; prediction [..., 9], label [...] -> [..., 9]."""
+    levels = torch.tensor(QUANTILES, dtype=prediction.dtype, device=prediction.device)
+    error = label.unsqueeze(-1) - prediction
+    return torch.maximum(levels * error, (levels - 1) * error)
+
+
+def loss_sum(
+    prediction: Prediction,
+    target: Tensor,
+    target_mask: Tensor,
+    cpm_mask: Tensor | None,
+    patch_size: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor]:
+    """(sum over weighted labels of the mean pinball loss over levels, sum of weights); both scalars, float32.
+
+    Sums, so that accumulation and ranks divide once by the weight of the whole batch.
+    """
+    visible = target_mask if cpm_mask is None else target_mask & cpm_mask
+    label, weight = labels_and_weights(target, target_mask, visible, *prediction[1:], patch_size, clamp)
+    per_label = pinball(prediction.z[..., :-1, :, :], torch.where(weight, label, 0.0)).mean(-1)
+    return (per_label * weight).sum(), weight.sum().float()
