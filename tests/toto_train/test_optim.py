@@ -1,0 +1,345 @@
+"""The optimizer against a plain float64 reading of its formulas, skipped steps, and its state on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+
+import pytest
+import torch
+
+from toto_train.config import AdamWConfig, NorMuonConfig
+from toto_train.optim import normuon
+from toto_train.optim.normuon import NorMuonAdamW
+from toto_train.optim.orthogonalize import COEFFICIENTS, orthogonalize, resolve_dtype
+from toto_train.optim.recipe import LR_RULES, set_lr
+
+SHAPES = [(24, 24), (40, 16), (16, 40)]
+DEPTH = 4
+
+
+def relative(a, b) -> float:
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def well_conditioned(shape, seed) -> torch.Tensor:
+    """float64 matrix with singular values between 1 and 2."""
+    generator = torch.Generator().manual_seed(seed)
+    u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    return u @ torch.diag(torch.linspace(1, 2, min(shape), dtype=torch.float64)) @ vh
+
+
+def polar_express(x: torch.Tensor) -> torch.Tensor:
+    """Five quintics on the singular values themselves, float64."""
+    u, sigma, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    sigma = sigma / (1.02 * x.double().norm() + 1e-6)
+    for a, b, c in COEFFICIENTS:
+        sigma = a * sigma + b * sigma**3 + c * sigma**5
+    return u @ torch.diag(sigma) @ vh
+
+
+class Reference:
+    """The update of one matrix as the module's docstring says it, in float64."""
+
+    def __init__(self, weight: torch.Tensor, config: NorMuonConfig, multiplier: float):
+        self.w, self.c, self.multiplier = weight.double().clone(), config, multiplier
+        self.m, self.v = torch.zeros_like(self.w), torch.zeros(len(weight), dtype=torch.float64)
+        self.sure = torch.ones_like(self.w, dtype=torch.bool)
+        """Entries whose sign was never within rounding of 0, so that the cautious mask is beyond doubt."""
+
+    def step(self, g: torch.Tensor, factor: float) -> None:
+        c = self.c
+        self.m = c.momentum * self.m + g.double()
+        o = polar_express(g.double() + c.momentum * self.m if c.nesterov else self.m)
+        self.v = c.beta2 * self.v + (1 - c.beta2) * (o**2).mean(1)
+        n = o / (self.v.sqrt() + c.eps)[:, None]
+        d = n * o.norm() / n.norm()
+        self.sure &= o.abs() > 1e-4
+        shrink = c.weight_decay * factor * self.w
+        if c.cautious:
+            shrink = torch.where(d * self.w >= 0, shrink, 0.0)
+        self.w = self.w - shrink - c.lr * factor * self.multiplier * d
+
+
+def matrices(shapes=SHAPES, seed=0) -> dict[str, torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"matrix{i}": torch.nn.Parameter(torch.randn(s, generator=generator)) for i, s in enumerate(shapes)}
+
+
+def normuon_group(params, config, multipliers=None):
+    group = {"params": list(params.items()), "kind": "normuon", **dataclasses.asdict(config)}
+    return group if multipliers is None else {**group, "multipliers": multipliers}
+
+
+def toy_optimizer(params: dict[str, torch.nn.Parameter], **normuon_settings) -> NorMuonAdamW:
+    """Matrices to NorMuon, each with a multiplier of its own; vectors to AdamW."""
+    config = NorMuonConfig(**{"weight_decay": 1e-2, "orthogonalize_dtype": "fp32", **normuon_settings})
+    two_d = {n: p for n, p in params.items() if p.ndim == 2}
+    groups = [normuon_group(two_d, config, [1 / (1 + int(n[-1])) for n in two_d])]
+    if vectors := [(n, p) for n, p in params.items() if p.ndim == 1]:
+        groups.append({"params": vectors, "kind": "adamw", **dataclasses.asdict(AdamWConfig(weight_decay=1e-2))})
+    return NorMuonAdamW(groups)
+
+
+def toy_params(seed=0) -> dict[str, torch.nn.Parameter]:
+    params = matrices(seed=seed)
+    params["bias"] = torch.nn.Parameter(torch.arange(5.0))
+    return params
+
+
+def fill_gradients(params, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in params.values():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+# ---- orthogonalisation
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalize_fp32_matches_float64_and_the_polar_factor(shape):
+    x = well_conditioned(shape, 1)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    got = orthogonalize(x.float(), torch.float32)
+    assert relative(got, polar_express(x)) < 1e-5
+    assert torch.linalg.svdvals(got).sub(1).abs().max() < 0.15  # what five quintics leave of a wide spectrum
+    assert (
+        relative(u.T @ got.double() @ vh.T, (u.T @ got.double() @ vh.T).diag().diag()) < 1e-5
+    )  # singular vectors kept
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (192, 64), (64, 176)])
+def test_orthogonalize_bf16_error_is_rounding(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    got = orthogonalize(x, torch.bfloat16)
+    assert got.dtype == torch.bfloat16
+    assert relative(got, polar_express(x)) < 8e-2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalize_batches_and_ignores_scale(shape):
+    stack = torch.stack([well_conditioned(shape, s).float() for s in range(3)])
+    batched = orthogonalize(stack, torch.float32)
+    for one, x in zip(batched, stack, strict=True):
+        assert relative(one, orthogonalize(x, torch.float32)) < 1e-5
+        assert relative(orthogonalize(x * 1e6, torch.float32), orthogonalize(x, torch.float32)) < 1e-4
+    assert not orthogonalize(torch.zeros(shape), torch.float32).any()
+
+
+def test_resolve_dtype():
+    cpu = torch.device("cpu")
+    assert resolve_dtype("bf16", cpu) == torch.bfloat16
+    assert resolve_dtype("fp32", cpu) == torch.float32
+    assert resolve_dtype("auto", cpu) in (torch.bfloat16, torch.float32)
+    assert resolve_dtype("auto", torch.device("meta")) == torch.float32
+    with pytest.raises(ValueError, match="fp16"):
+        resolve_dtype("fp16", cpu)
+
+
+# ---- NorMuon
+
+
+@pytest.mark.parametrize("lr_rule", LR_RULES)
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("cautious", [True, False])
+def test_normuon_matches_the_float64_reference(lr_rule, nesterov, cautious):
+    config = NorMuonConfig(
+        lr=0.5, weight_decay=1e-2, beta2=0.9, nesterov=nesterov, cautious=cautious, orthogonalize_dtype="fp32"
+    )
+    params = matrices()
+    multipliers = [LR_RULES[lr_rule](*p.shape) * DEPTH**-0.5 for p in params.values()]
+    references = [Reference(p.data, config, k) for p, k in zip(params.values(), multipliers, strict=True)]
+    starts = [p.detach().clone() for p in params.values()]
+    optimizer = NorMuonAdamW([normuon_group(params, config, multipliers)])
+    for step, factor in enumerate([0.5, 1.0, 1.0, 0.25]):
+        set_lr(optimizer, factor)
+        for i, (p, reference) in enumerate(zip(params.values(), references, strict=True)):
+            g = well_conditioned(p.shape, i) + 0.1 * well_conditioned(p.shape, 10 * i + step)
+            g[0] *= 1.5  # rows of unequal strength
+            p.grad = g.float()
+            reference.step(p.grad, factor)
+        optimizer.step()
+    for p, reference, start in zip(params.values(), references, starts, strict=True):
+        sure = reference.sure if cautious else torch.ones_like(reference.sure)
+        assert sure.float().mean() > 0.98
+        moved, want = (p.data - start)[sure], (reference.w - start)[sure]
+        assert relative(p.data[sure], reference.w[sure]) <= 1e-5
+        assert relative(moved, want) <= 1e-5
+        assert relative(optimizer.state[p]["momentum"], reference.m) <= 1e-5
+        assert relative(optimizer.state[p]["v"].sqrt(), reference.v.sqrt()) <= 1e-5  # v enters by its root
+
+
+def test_batches_equal_single_matrices(monkeypatch):
+    """The path an accelerator takes, on a CPU."""
+    single, batch = matrices([(12, 20)] * 5), matrices([(12, 20)] * 5)
+    config = NorMuonConfig(orthogonalize_dtype="fp32")
+    optimizers = NorMuonAdamW([normuon_group(single, config)]), NorMuonAdamW([normuon_group(batch, config)])
+    for step in range(3):
+        fill_gradients(single, step)
+        fill_gradients(batch, step)
+        optimizers[0].step()
+        with monkeypatch.context() as patch:
+            patch.setattr(normuon, "_buckets", lambda group: [(1.0, group["params"])])
+            optimizers[1].step()
+    for a, b in zip(single.values(), batch.values(), strict=True):
+        assert relative(a.data, b.data) < 1e-5
+
+
+def test_row_normalisation_keeps_the_norm_and_evens_rows():
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
+    o, c, v = normuon.normalized_update(x, torch.zeros(40), beta2=0.0, eps=1e-7, dtype=torch.float32)
+    d = c[:, None] * o
+    assert float(d.norm()) == pytest.approx(float(o.norm()), rel=1e-5)
+    assert d.norm(dim=1).std() < 1e-5 * d.norm(dim=1).mean()
+    assert torch.allclose(v, o.square().mean(1))
+
+
+def test_a_matrix_without_gradient_history_stays():
+    params = toy_params()
+    before = {n: p.detach().clone() for n, p in params.items()}
+    optimizer = toy_optimizer(params, weight_decay=0.0)
+    fill_gradients(params, 0)
+    params["matrix0"].grad.zero_()
+    params["matrix1"].grad = None
+    for _ in range(2):
+        optimizer.step()
+    assert torch.equal(params["matrix0"], before["matrix0"])
+    assert torch.equal(params["matrix1"], before["matrix1"])
+    assert not torch.equal(params["matrix2"], before["matrix2"])
+    assert optimizer.skipped_steps == 0
+
+
+def test_decay_follows_the_schedule_not_the_learning_rate():
+    shrink = {}
+    for lr, factor in [(1e-3, 1.0), (1.0, 1.0), (1.0, 0.5)]:
+        params = matrices([(8, 8)])
+        optimizer = toy_optimizer(params, lr=lr, cautious=False)
+        params["matrix0"].grad = torch.zeros(8, 8)
+        start = params["matrix0"].detach().clone()
+        set_lr(optimizer, factor)
+        optimizer.step()
+        shrink[lr, factor] = float((1 - params["matrix0"].data / start).mean())
+    assert shrink[1e-3, 1.0] == pytest.approx(1e-2, rel=1e-4)
+    assert shrink[1.0, 1.0] == pytest.approx(1e-2, rel=1e-4)
+    assert shrink[1.0, 0.5] == pytest.approx(5e-3, rel=1e-4)
+
+
+# ---- AdamW
+
+
+def test_adamw_part_is_torch_adamw_step_by_step():
+    config = AdamWConfig(weight_decay=1e-2)
+    generator = torch.Generator().manual_seed(4)
+    ours = {
+        f"p{i}": torch.nn.Parameter(torch.randn(s, generator=generator)) for i, s in enumerate([(6, 4), (9,), (3,)])
+    }
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours.values()]
+    multipliers = [0.5, 1.0, 0.5]
+    groups = [{"params": list(ours.items()), "kind": "adamw", "multipliers": multipliers, **dataclasses.asdict(config)}]
+    optimizer = NorMuonAdamW(groups)
+    expected = torch.optim.AdamW(
+        [{"params": [p], "lr": config.lr * k} for p, k in zip(theirs, multipliers, strict=True)],
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    for step in range(6):
+        fill_gradients(ours, step)
+        for a, b in zip(ours.values(), theirs, strict=True):
+            b.grad = a.grad.clone()
+        optimizer.step()
+        expected.step()
+        for a, b in zip(ours.values(), theirs, strict=True):
+            assert relative(a.data, b.data) < 1e-6
+
+
+# ---- steps that must not happen
+
+
+@pytest.mark.parametrize("where", ["matrix1", "bias"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
+def test_a_non_finite_gradient_changes_nothing_and_is_counted(where, bad):
+    params = toy_params()
+    optimizer = toy_optimizer(params)
+    fill_gradients(params, 0)
+    optimizer.step()
+    weights = {n: p.detach().clone() for n, p in params.items()}
+    state = {(n, k): t.clone() for n, s in optimizer.state_dict()["state"].items() for k, t in s.items()}
+    fill_gradients(params, 1)
+    params[where].grad.view(-1)[2] = bad
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert all(torch.equal(p, weights[n]) for n, p in params.items())
+    for (name, key), tensor in state.items():
+        assert torch.equal(optimizer.state_dict()["state"][name][key], tensor)
+    fill_gradients(params, 2)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert not any(torch.equal(p, weights[n]) for n, p in params.items())
+
+
+# ---- state on disk
+
+
+def save_and_load(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_resume_is_bitwise_and_by_name(dtype):
+    straight = toy_params()
+    optimizer = toy_optimizer(straight, orthogonalize_dtype=dtype)
+    for step in range(3):
+        fill_gradients(straight, step)
+        set_lr(optimizer, 0.5)
+        optimizer.step()
+    straight["bias"].grad[0] = math.nan
+    optimizer.step()
+    saved = save_and_load({"weights": straight, "optimizer": optimizer.state_dict()})
+
+    resumed = {n: torch.nn.Parameter(saved["weights"][n].detach()) for n in reversed(straight)}
+    second = toy_optimizer(resumed, orthogonalize_dtype=dtype)
+    second.load_state_dict(saved["optimizer"])
+    assert second.skipped_steps == 1
+    assert [g["lr"] for g in second.param_groups] == [g["lr"] for g in optimizer.param_groups]
+    for step in range(3, 6):
+        for params, opt in ((straight, optimizer), (resumed, second)):
+            fill_gradients({n: params[n] for n in straight}, step)  # the same draws whatever the order
+            opt.step()
+    for name, p in straight.items():
+        assert torch.equal(p, resumed[name])
+        for key, tensor in optimizer.state[p].items():
+            assert torch.equal(tensor, second.state[resumed[name]][key])
+
+
+def test_a_state_that_does_not_fit_says_which_names():
+    params = toy_params()
+    optimizer = toy_optimizer(params)
+    before = {n: dict(s) for n, s in save_and_load(optimizer.state_dict())["state"].items()}
+    broken = save_and_load(optimizer.state_dict())
+    broken["state"]["other"] = broken["state"].pop("matrix0")
+    broken["state"]["matrix1"]["v"] = torch.ones(3)
+    with pytest.raises(ValueError, match="other is not in") as error:
+        optimizer.load_state_dict(broken)
+    assert "matrix0 is missing" in str(error.value)
+    assert "matrix1 holds" in str(error.value)
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(after[n][k], t) for n, s in before.items() for k, t in s.items())  # nothing was half loaded
+
+
+def test_wrong_groups_are_errors():
+    config = NorMuonConfig()
+    with pytest.raises(ValueError, match="takes matrices"):
+        NorMuonAdamW([normuon_group({"bias": torch.nn.Parameter(torch.zeros(3))}, config)])
+    with pytest.raises(ValueError, match="needs a name"):
+        NorMuonAdamW([{**normuon_group({}, config), "params": list(matrices().values())}])
+    with pytest.raises(ValueError, match="kind='muon'"):
+        NorMuonAdamW([{**normuon_group(matrices(), config), "kind": "muon"}])
+    with pytest.raises(ValueError, match="must be positive"):
+        NorMuonAdamW([{**normuon_group(matrices(), config), "lr": 0.0}])
+    with pytest.raises(ValueError, match="named matrix0"):
+        NorMuonAdamW([normuon_group(matrices([(2, 2)]), config), normuon_group(matrices([(2, 2)]), config)])

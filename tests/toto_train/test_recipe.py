@@ -1,0 +1,139 @@
+"""Which optimizer each parameter gets and at which rate, and the schedule over steps."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toto_train.config import OptimizerConfig, ScheduleConfig
+from toto_train.optim.recipe import build_optimizer, canonical, route, routing_table, set_lr, wsd
+
+DEPTH = 4
+
+
+# ---- routing
+
+
+def nano_shapes(prefix="") -> dict[str, tuple[int, ...]]:
+    d, d_ff = 64, 176
+    shapes: dict[str, tuple[int, ...]] = {}
+    for mlp, fan_in, hidden, out in (("patch_embed", 64, 4 * d, d), ("head", d, 4 * d, 288)):
+        for linear, m, n in (("linear1", hidden, fan_in), ("linear2", out, hidden), ("skip", out, fan_in)):
+            shapes |= {f"{mlp}.{linear}.weight": (m, n), f"{mlp}.{linear}.bias": (m,)}
+    for i in range(DEPTH):
+        attn, mlp = f"layers.{i}.attn", f"layers.{i}.mlp"
+        shapes |= {f"{attn}.in_proj.weight": (3 * d, d), f"{attn}.in_proj.bias": (3 * d,)}
+        shapes |= {f"{attn}.out_proj.weight": (d, d), f"{attn}.out_proj.bias": (d,)}
+        shapes |= {f"{attn}.per_dim_scale": (32,)}
+        shapes |= {f"{mlp}.up.weight": (2 * d_ff, d), f"{mlp}.down.weight": (d, d_ff)}
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def test_routes_and_multipliers_of_nano():
+    routes = {r.name: r for r in route(nano_shapes(), DEPTH, "spectral")}
+    assert set(routes) == set(nano_shapes())
+    normuon_names = {n for n, r in routes.items() if r.kind == "normuon"}
+    assert normuon_names == {n for n, s in nano_shapes().items() if n.startswith("layers") and len(s) == 2}
+    expected = {
+        "layers.3.mlp.up.weight": math.sqrt(352 / 64) / 2,
+        "layers.0.mlp.down.weight": math.sqrt(64 / 176) / 2,
+        "layers.1.attn.per_dim_scale": 0.5,
+        "layers.1.attn.in_proj.bias": 0.5,
+        "patch_embed.linear1.weight": 1 / 8,
+        "patch_embed.linear2.weight": 1 / 16,
+        "patch_embed.skip.bias": 1.0,
+        "head.linear1.weight": 1 / 8,
+        "head.linear2.weight": 1.0,
+        "head.skip.weight": 1.0,
+        "head.skip.bias": 1.0,
+    }
+    assert {n: routes[n].multiplier for n in expected} == pytest.approx(expected)
+    for rule, want in (("unit_scaled", 8.0), ("original", 1.0), ("match_rms_adamw", 0.2 * math.sqrt(176))):
+        down = next(r for r in route(nano_shapes(), DEPTH, rule) if r.name == "layers.0.mlp.down.weight")
+        assert down.multiplier == pytest.approx(want / 2)
+
+
+def test_wrappers_leave_no_trace_in_names():
+    assert canonical("model._orig_mod.layers.0._checkpoint_wrapped_module.mlp.up.weight") == "layers.0.mlp.up.weight"
+    assert route(nano_shapes("module.model."), DEPTH, "spectral") == route(nano_shapes(), DEPTH, "spectral")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers.0.attn.gate.weight": (64, 64)}, "layers.0.attn.gate.weight .* has no rule"),
+        ({"embedding.weight": (64, 64)}, "has no rule"),
+        ({"layers.0.attn.per_dim_scale": (2, 16)}, "all matrices of the stack"),
+        ({"layers.0.mlp.up.weight": (22528,)}, "all matrices of the stack"),
+        ({"layers.4.mlp.up.weight": (352, 64)}, "depth=4"),
+    ],
+)
+def test_routing_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        route(nano_shapes() | change, DEPTH, "spectral")
+
+
+def test_no_matrix_for_normuon_is_an_error():
+    with pytest.raises(ValueError, match="no parameter would get NorMuon"):
+        route({"head.skip.weight": (288, 64)}, 0, "spectral")
+    with pytest.raises(ValueError, match="lr_rule='muon'"):
+        route(nano_shapes(), DEPTH, "muon")
+
+
+def test_table_joins_equal_layers():
+    lines = routing_table(route(nano_shapes(), DEPTH, "spectral")).splitlines()
+    up = next(line for line in lines if line.startswith("layers.*.mlp.up.weight"))
+    assert up.split()[1:5] == ["4", "352x64", "normuon", "1.173"]
+    assert lines[-1].startswith("normuon: 16 tensors")
+
+
+def test_build_optimizer_from_names(caplog):
+    caplog.set_level(logging.INFO)
+    named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes("model.").items()]
+    dict(named)["model.head.skip.bias"].requires_grad = False
+    optimizer = build_optimizer(named, OptimizerConfig(), DEPTH)
+    assert [(g["kind"], g["lr"], g["initial_lr"]) for g in optimizer.param_groups] == [
+        ("normuon", 0.652, 0.652),
+        ("adamw", 0.012, 0.012),
+    ]
+    names = {n for g in optimizer.param_groups for n in g["param_names"]}
+    assert names == set(nano_shapes()) - {"head.skip.bias"}
+    assert set(optimizer.state_dict()["state"]) == names
+    assert "layers.*.attn.in_proj.weight" in caplog.text
+
+
+# ---- schedule
+
+schedules = st.tuples(st.integers(0, 50), st.integers(0, 100), st.integers(0, 50)).map(
+    lambda t: ScheduleConfig(warmup_steps=t[0], decay_steps=t[2], max_steps=max(1, sum(t)))
+)
+
+
+@given(schedules)
+def test_wsd_rises_stays_and_falls(config):
+    factors = [wsd(step, config) for step in range(config.max_steps)]
+    start, end = config.warmup_steps, config.max_steps - config.decay_steps
+    assert all(0 < f <= 1 for f in factors)
+    assert all(f == 1 for f in factors[start:end])
+    assert factors[:start] == pytest.approx([(i + 1) / start for i in range(start)])
+    assert factors[end:] == pytest.approx([1 - i / config.decay_steps for i in range(config.max_steps - end)])
+    if config.decay_steps:
+        assert wsd(config.max_steps, config) == wsd(config.max_steps + 7, config) == 0
+
+
+def test_lambda_lr_and_set_lr_agree():
+    config = ScheduleConfig(max_steps=10, warmup_steps=3, decay_steps=4)
+    named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes().items()]
+    optimizer = build_optimizer(named, OptimizerConfig(), DEPTH)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: wsd(step, config))
+    for step in range(10):
+        present = [g["lr"] for g in optimizer.param_groups]
+        set_lr(optimizer, wsd(step, config))
+        assert [g["lr"] for g in optimizer.param_groups] == present
+        optimizer.step()
+        scheduler.step()

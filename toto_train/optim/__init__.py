@@ -1,0 +1,1 @@
+"""The optimizer (NorMuon and AdamW in one), its recipe and its schedule."""

@@ -1,0 +1,65 @@
+"""The nearest (semi-)orthogonal matrix by Polar Express.
+
+Polar Express (arXiv 2505.16932) applies a fixed sequence of odd quintics p(x) = a x + b x^3 + c x^5 to the singular
+values. Five of them bring whatever is above 1e-3 of the Frobenius norm to between 0.85 and 1.15, at the cost of
+matrix products only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (
+    (8.15655, -22.48329, 15.87877),
+    (4.04293, -2.80892, 0.50002),
+    (3.89167, -2.77248, 0.50606),
+    (3.28575, -2.36813, 0.46449),
+    (2.34654, -1.70978, 0.42324),
+)
+"""(a, b, c) of the five quintics."""
+
+NORM_MARGIN = 1.02
+"""The input is divided by this times its Frobenius norm: rounding must not lift a singular value above 1."""
+
+NORM_EPS = 1e-6
+
+
+def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """[m, n] or [batch, m, n] -> same shape in `dtype`, singular values near 1, singular vectors kept.
+
+    The Gram matrix is formed on the smaller side. A zero matrix gives zeros. Against float64 the relative error is
+    about 3e-6 with `dtype` fp32 (true fp32: no TF32) and 1e-2 to 7e-2 with bf16.
+
+    A bf16 product of one matrix and of a batch may run different kernels, and batches of different size may too, so
+    results are bitwise equal only between calls of equal shape. Pass [m, n] wherever bits are to be compared.
+    """
+    product_sum = torch.addmm if matrix.ndim == 2 else torch.baddbmm
+    x = matrix.to(dtype)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    x = (x / (NORM_MARGIN * norm + NORM_EPS)).to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    for a, b, c in COEFFICIENTS:
+        gram = x.mT @ x if tall else x @ x.mT
+        polynomial = product_sum(gram, gram, gram, beta=b, alpha=c)
+        left, right = (x, polynomial) if tall else (polynomial, x)
+        x = product_sum(x, left, right, beta=a)
+    return x
+
+
+def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """'bf16' | 'fp32' | 'auto' -> dtype; auto takes bf16 where `device` multiplies it natively."""
+    if choice == "auto":
+        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if choice not in dtypes:
+        raise ValueError(f"orthogonalize_dtype={choice!r} must be one of auto, bf16, fp32")
+    return dtypes[choice]
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

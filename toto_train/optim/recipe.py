@@ -1,0 +1,151 @@
+"""The training recipe: which optimizer each parameter gets, at which learning rate, and the schedule over steps.
+
+Rules go by parameter name, because attributes set on a parameter do not survive sharding. Learning rates transfer
+between sizes by unit-scaled maximal update parametrisation (u-muP, arXiv 2407.17465).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from toto_train.config import OptimizerConfig, ScheduleConfig
+from toto_train.optim.normuon import NorMuonAdamW
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = {"model", "module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+"""Parts of a name that Lightning, torch.compile, DDP or activation checkpointing put there."""
+
+LR_RULES: dict[str, Callable[[int, int], float]] = {
+    "spectral": lambda m, n: math.sqrt(m / n),
+    "unit_scaled": lambda m, n: math.sqrt(m),
+    "original": lambda m, n: math.sqrt(max(1.0, m / n)),
+    "match_rms_adamw": lambda m, n: 0.2 * math.sqrt(max(m, n)),
+}
+"""NorMuon's learning rate factor of a weight [m, n] = [fan_out, fan_in]."""
+
+STACK = r"layers\.(\d+)\."
+RULES = (
+    (STACK + r"(attn\.(in_proj|out_proj)|mlp\.(up|down))\.weight", "stack matrix"),
+    (STACK + r"(attn\.(in_proj|out_proj)|mlp\.(up|down))\.bias", "bias"),
+    (STACK + r"attn\.per_dim_scale", "per-dimension scale"),
+    (r"patch_embed\.(linear1|linear2|skip)\.weight", "hidden matrix"),
+    (r"head\.linear1\.weight", "hidden matrix"),
+    (r"head\.(linear2|skip)\.weight", "readout matrix"),
+    (r"(patch_embed|head)\.(linear1|linear2|skip)\.bias", "bias"),
+)
+"""Name pattern -> role. Only stack matrices go to NorMuon."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """How one parameter is trained."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    """normuon | adamw."""
+    multiplier: float
+    """Its learning rate over that of its kind."""
+    reason: str
+
+
+def canonical(name: str) -> str:
+    """Name of a parameter inside the model, whatever wraps it: 'model._orig_mod.head.skip.bias' -> 'head.skip.bias'."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def route(shapes: Mapping[str, Sequence[int]], depth: int, lr_rule: str) -> list[Route]:
+    """Decide for every parameter (name -> shape); `depth` is the number of layers.
+
+    Raises where a name has no rule, where a matrix of the stack would not get NorMuon, where nothing would, and where
+    the layers are not 0 to depth - 1.
+    """
+    if lr_rule not in LR_RULES:
+        raise ValueError(f"lr_rule={lr_rule!r} must be one of {', '.join(LR_RULES)}")
+    layers = {int(match[1]) for name in shapes if (match := re.match(STACK, canonical(name)))}
+    if layers != set(range(depth)):
+        raise ValueError(f"depth={depth}, but the parameters given are those of layers {sorted(layers)}")
+    routes = [_route_one(canonical(name), tuple(shape), depth, lr_rule) for name, shape in shapes.items()]
+    if not any(r.kind == "normuon" for r in routes):
+        raise ValueError(f"no parameter would get NorMuon: none of {len(routes)} is a matrix of the stack")
+    return routes
+
+
+def _route_one(name: str, shape: tuple[int, ...], depth: int, lr_rule: str) -> Route:
+    role = next((role for pattern, role in RULES if re.fullmatch(pattern, name)), None)
+    in_stack = re.match(STACK, name) is not None
+    if role is None:
+        raise ValueError(f"{name} {list(shape)} has no rule; add its role to RULES in toto_train/optim/recipe.py")
+    if (role == "stack matrix") != (in_stack and len(shape) == 2):
+        raise ValueError(f"{name} {list(shape)}: all matrices of the stack and nothing else get NorMuon")
+    if role == "stack matrix":
+        factor, reason = LR_RULES[lr_rule](*shape), f"{role}, {lr_rule}"
+    elif role == "hidden matrix":
+        factor, reason = shape[1] ** -0.5, f"{role}, fan_in^-1/2"
+    else:
+        factor, reason = 1.0, role
+    if in_stack:
+        factor, reason = factor * depth**-0.5, f"{reason}, depth^-1/2"
+    return Route(name, shape, "normuon" if role == "stack matrix" else "adamw", factor, reason)
+
+
+def routing_table(routes: Iterable[Route]) -> str:
+    """Aligned text, equal layers in one line: parameter, count, shape, optimizer, learning rate factor, reason."""
+    counts: dict[tuple[str, ...], int] = {}
+    totals: dict[str, list[int]] = {}
+    for r in routes:
+        name = re.sub(r"\.\d+\.", ".*.", r.name)
+        shape = "x".join(map(str, r.shape))
+        line = (name, shape, r.kind, f"{r.multiplier:.4g}", r.reason)
+        counts[line] = counts.get(line, 0) + 1
+        total = totals.setdefault(r.kind, [0, 0])
+        total[0] += 1
+        total[1] += math.prod(r.shape)
+    rows: list[tuple[str, ...]] = [("parameter", "count", "shape", "optimizer", "lr x", "why")]
+    rows += [(name, str(count), *rest) for (name, *rest), count in counts.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{kind}: {tensors} tensors, {numbers:,} parameters" for kind, (tensors, numbers) in totals.items()]
+    return "\n".join(lines)
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int
+) -> NorMuonAdamW:
+    """The recipe's optimizer over every parameter that requires a gradient; logs the routing table."""
+    params = dict(named_parameters)
+    routes = route({name: p.shape for name, p in params.items()}, depth, config.normuon.lr_rule)
+    trained = [(r, p) for r, p in zip(routes, params.values(), strict=True) if p.requires_grad]
+    logger.info("routing of parameters\n%s", routing_table(r for r, _ in trained))
+    groups = []
+    for kind, settings in (("normuon", asdict(config.normuon)), ("adamw", asdict(config.adamw))):
+        chosen = [(r, p) for r, p in trained if r.kind == kind]
+        if chosen:
+            named = [(r.name, p) for r, p in chosen]
+            groups.append({"params": named, "kind": kind, "multipliers": [r.multiplier for r, _ in chosen], **settings})
+    return NorMuonAdamW(groups)
+
+
+def wsd(step: int, config: ScheduleConfig) -> float:
+    """Warm-up, stable, decay: the factor on every learning rate for the update made at 0-based `step`.
+
+    Rises linearly to 1 at the last warm-up step, falls linearly over the last decay_steps to 1/decay_steps at the
+    last step, and is 0 after it.
+    """
+    rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
+    fall = (config.max_steps - step) / config.decay_steps if config.decay_steps else 1.0
+    return max(0.0, min(1.0, rise, fall))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its peak; NorMuon's weight decay follows by itself."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
