@@ -1,0 +1,147 @@
+"""The stream of batches is the same for any number of ranks, workers and restarts."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipelines.series import Series
+from data_pipelines.shards import write_shards
+from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig, ScheduleConfig
+from toto_train.data.loader import RowDataModule, RowDataset, RowLoader
+from toto_train.data.rows import Rows
+
+STEPS, GLOBAL = 5, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "set"
+    data = [
+        Series(rng.standard_normal((1 + i % 3, 90)).astype(np.float32), 1.0, f"s{i % 2}", str(i)) for i in range(20)
+    ]
+    write_shards(path, data, {})
+    return path
+
+
+def config(folder: Path, micro: int = 2, workers: int = 0) -> Config:
+    data = DataConfig({"main": MixtureEntry(str(folder))}, variates=4, length=64, workers=workers, prefetch=2)
+    return Config(
+        data=data,
+        model=ModelConfig(patch_size=16),
+        schedule=ScheduleConfig(max_steps=STEPS),
+        global_rows=GLOBAL,
+        micro_rows=micro,
+    )
+
+
+TENSORS = ("target", "target_mask", "cpm_mask", "series_ids", "row")
+
+
+def stream(c: Config, start_step: int = 0, world: int = 1, rank: int = 0, **how) -> list[dict[str, torch.Tensor]]:
+    loader = RowLoader(RowDataset(c, Rows(c), start_step, world, rank), c.data.workers, c.data.prefetch, **how)
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    return batches
+
+
+def by_row(batches: list[dict[str, torch.Tensor]]) -> dict[int, dict[str, torch.Tensor]]:
+    rows = {int(n): {k: b[k][i] for k in TENSORS} for b in batches for i, n in enumerate(b["row"])}
+    assert len(rows) == sum(len(b["row"]) for b in batches)
+    return rows
+
+
+def assert_same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        assert all(torch.equal(x[k], y[k]) for k in TENSORS)
+        assert (x["flags"], x["points"]) == (y["flags"], y["points"])
+
+
+def test_a_stream_is_all_rows_in_order(folder):
+    batches = stream(config(folder))
+    assert [n for b in batches for n in b["row"].tolist()] == list(range(STEPS * GLOBAL))
+    kinds = {k: (batches[0][k].dtype, tuple(batches[0][k].shape)) for k in TENSORS}
+    assert kinds == {
+        "target": (torch.float32, (2, 4, 64)),
+        "target_mask": (torch.bool, (2, 4, 64)),
+        "cpm_mask": (torch.bool, (2, 4, 64)),
+        "series_ids": (torch.int64, (2, 4)),
+        "row": (torch.int64, (2,)),
+    }
+
+
+def test_what_the_host_must_know_comes_plain(folder):
+    for batch in stream(config(folder)):
+        empty = ~batch["target_mask"].unflatten(-1, (-1, 16)).any(-1)
+        ids = batch["series_ids"]
+        assert batch["flags"] == (bool(empty.any()), bool((ids != ids[:, :1]).any()))
+        assert batch["points"] == int(batch["target_mask"].sum())
+        assert all(type(v) is bool for v in batch["flags"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_same_rows_for_any_world_and_workers(folder, world, workers):
+    whole = by_row(stream(config(folder)))
+    c = config(folder, workers=workers)
+    ranks = [stream(c, world=world, rank=r) for r in range(world)]
+    for r, batches in enumerate(ranks):
+        assert all((b["row"] % world == r).all() for b in batches)
+        share = GLOBAL // world
+        steps = [int(n) // GLOBAL for b in batches for n in b["row"]]
+        assert steps == [s for s in range(STEPS) for _ in range(share)], "a step's rows stay in the step"
+    rows = by_row([b for batches in ranks for b in batches])
+    assert rows.keys() == whole.keys()
+    assert all(torch.equal(rows[n][k], whole[n][k]) for n in whole for k in whole[n])
+
+
+def test_micro_batches_cut_the_same_rows(folder):
+    one, four = stream(config(folder, micro=1)), stream(config(folder, micro=4))
+    assert all(torch.equal(by_row(one)[n][k], by_row(four)[n][k]) for n in by_row(one) for k in TENSORS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_starting_late_is_skipping(folder, workers):
+    c = config(folder, workers=workers)
+    assert_same(stream(c, start_step=3), stream(config(folder))[3 * c.accumulation :])
+    assert stream(c, start_step=STEPS) == []
+
+
+def test_a_pickled_dataset_gives_the_same(folder):
+    """What a spawned or forkserver worker receives."""
+    dataset = RowDataset(config(folder), Rows(config(folder)))
+    before = list(RowLoader(dataset, 0, 1))
+    assert_same(list(RowLoader(pickle.loads(pickle.dumps(dataset)), 0, 1)), before)
+
+
+def test_a_second_pass_starts_again_and_leaves_the_global_generator_alone(folder):
+    module = RowDataModule(config(folder, workers=2), start_step=2)
+    state = torch.random.get_rng_state()
+    loader = module.train_dataloader()
+    assert_same(list(loader), list(loader))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert next(iter(loader))["row"][0] == 2 * GLOBAL
+
+
+def test_ranks_must_divide_the_batch(folder):
+    c = config(folder, micro=2)
+    with pytest.raises(ValueError, match=r"global_rows=8 must be a multiple of 3 ranks x micro_rows=2"):
+        RowDataset(c, Rows(c), world=3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_read_errors_name_row_and_shard(tmp_path, workers):
+    write_shards(tmp_path / "set", [Series(np.ones((1, 90), np.float32), 1.0, "s", "x")], {})
+    c = config(tmp_path / "set", workers=workers)
+    loader = RowDataModule(c).train_dataloader()
+    shard = tmp_path / "set" / "s-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"row 0: cannot read series 0 of main/s .*s-000000\.tar"):
+        list(loader)

@@ -1,0 +1,114 @@
+"""Rows as arrays: values land where they belong, gaps and padding are zero and masked, masks come from n alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.series import Series
+from data_pipelines.shards import write_shards
+from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig
+from toto_train.data.rows import Rows, fill
+
+LENGTH, VARIATES, PATCH = 128, 8, 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "set"
+    data = []
+    for i in range(30):
+        variates, length = 1 + i % 5, (40, 128, 300)[i % 3]
+        values = rng.standard_normal((variates, length)).astype(np.float32)
+        values[rng.random(values.shape) < 0.2] = np.nan
+        values[0, 5] = np.inf
+        data.append(Series(values, 60.0, f"source{i % 2}", str(i)))
+    write_shards(path, data, {})
+    return path
+
+
+def config(folder: Path, **fields) -> Config:
+    data = DataConfig({"main": MixtureEntry(str(folder))}, variates=VARIATES, length=LENGTH)
+    return Config(data=data, model=ModelConfig(patch_size=PATCH), **fields)
+
+
+def test_rows_hold_their_windows(folder):
+    rows = Rows(config(folder))
+    batch = rows.batch(range(60))
+    assert {k: (v.dtype.str, v.shape) for k, v in batch.items()} == {
+        "target": ("<f4", (60, VARIATES, LENGTH)),
+        "target_mask": ("|b1", (60, VARIATES, LENGTH)),
+        "cpm_mask": ("|b1", (60, VARIATES, LENGTH)),
+        "series_ids": ("<i8", (60, VARIATES)),
+        "row": ("<i8", (60,)),
+        "flags": ("|b1", (2,)),
+        "points": ("<i8", ()),
+    }
+    seen = set()
+    for n in range(60):
+        spec = rows.order.row(n)
+        shards, source = rows.order.open(spec.source)
+        top = 0
+        for k, (i, start, steps) in enumerate(spec.windows):
+            values = shards.values(source, i)[:, start : start + steps]
+            expected = np.full((len(values), LENGTH), np.nan, np.float32)
+            expected[:, LENGTH - steps :] = values  # shorter series are padded on the left
+            here = slice(top, top + len(values))
+            np.testing.assert_array_equal(batch["target_mask"][n, here], np.isfinite(expected))
+            np.testing.assert_array_equal(batch["target"][n, here], np.nan_to_num(expected, posinf=0))
+            assert (batch["series_ids"][n, here] == k).all()
+            top += len(values)
+            seen.add((len(values), steps < LENGTH))
+        empty = batch["series_ids"][n, top:]
+        assert len(set(empty)) == len(empty)
+        assert not set(empty) & set(range(len(spec.windows)))
+        assert not batch["target_mask"][n, top:].any()
+        assert not batch["target"][n, top:].any()
+    assert len(seen) >= 8, "every width, padded and not"
+
+
+def test_missing_and_infinite_values_are_zero_and_masked(folder):
+    batch = Rows(config(folder)).batch(range(40))
+    assert np.isfinite(batch["target"]).all()
+    assert not batch["target"][~batch["target_mask"]].any()
+
+
+def test_hidden_patches_are_whole_shared_within_a_series_and_keep_the_first(folder):
+    batch = Rows(config(folder)).batch(range(80))
+    patches = batch["cpm_mask"].reshape(80, VARIATES, -1, PATCH)
+    assert (patches.all(-1) | ~patches.any(-1)).all()
+    hidden = ~patches[..., 0]
+    observed = batch["target_mask"].reshape(patches.shape).any(-1)
+    assert 0.05 < hidden[observed].mean() < 0.4
+    for row in range(80):
+        for v in np.flatnonzero(observed[row].any(-1)):
+            assert not hidden[row, v, observed[row, v].argmax()]
+
+
+def test_masks_depend_on_seed_and_row_only(folder):
+    rows = Rows(config(folder))
+    together, alone = rows.batch([3, 4, 5]), Rows(config(folder)).batch([4])
+    assert alone.pop("points") == alone["target_mask"].sum()
+    for name in ("target", "target_mask", "cpm_mask", "series_ids", "row"):
+        array = alone[name]
+        np.testing.assert_array_equal(array[0], together[name][1], err_msg=name)
+    other = Rows(config(folder, seed=1)).batch(range(20))["cpm_mask"]
+    assert (other != rows.batch(range(20))["cpm_mask"]).any()
+
+
+def test_fill_counts_points_and_slots(folder):
+    mask = Rows(config(folder)).batch([0, 1])["target_mask"]
+    assert fill(mask) == (mask.sum(), 2 * VARIATES * LENGTH)
+
+
+def test_read_error_names_row_series_and_shard(folder, tmp_path):
+    values = np.ones((1, 200), np.float32)
+    write_shards(tmp_path / "set", [Series(values, 1.0, "s", str(i)) for i in range(4)], {})
+    rows = Rows(config(tmp_path / "set"))
+    shard = tmp_path / "set" / "s-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(ValueError, match=r"row 7: cannot read series \d of main/s \(.*s-000000\.tar\).*bytes"):
+        rows.batch([7])
