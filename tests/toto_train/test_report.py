@@ -1,0 +1,172 @@
+"""The report is one whole file that shows the numbers and loads nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from data_pipelines.series import Series
+from data_pipelines.shards import write_shards
+from toto_train.config import TasksConfig
+from toto_train.evaluation import report
+from toto_train.evaluation.baselines import seasonal_naive
+from toto_train.evaluation.plots import duration, short_number
+from toto_train.evaluation.report import read_metrics, write_report
+from toto_train.evaluation.score import evaluate
+from toto_train.evaluation.tasks import TaskSet
+
+CSV = """step,points,train/loss,train/lr,val/relative_mwql
+0,0,0.9,0.0,
+1,1000,0.8,0.1,
+1,,,,0.95
+2,2000,nan,0.1,
+3,3000,0.5,,oops
+3,,,,0.75
+"""
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("report") / "set"
+    wave = 5 + np.sin(np.arange(400) * 2 * np.pi / 24)
+    records = [
+        Series(
+            values=(wave + 0.3 * random.normal(size=(2, 400))).astype(np.float32),
+            interval=3600,
+            source=source,
+            item_id=f"<i>{k}",
+            variate_names=("cpu&mem", "<script>alert(1)</script>"),
+        )
+        for source in ("left", "right")
+        for k in range(3)
+    ]
+    records.append(Series(values=np.ones((1, 400), np.float32), interval=3600, source="still", item_id="x"))
+    write_shards(path, records, {})
+
+    def damped(contexts: np.ndarray, horizon: int) -> np.ndarray:
+        days = contexts[..., -240:].reshape(*contexts.shape[:2], 10, 24)
+        mean = np.tile(days.mean(2), 2)[..., :horizon]
+        naive = np.stack([seasonal_naive(c, horizon, 24) for c in contexts])
+        return mean[:, None] + 0.6 * (naive - naive[:, 4:5])
+
+    return evaluate(damped, TaskSet.open(TasksConfig(path=str(path), context=320)), examples=2)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, scores):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "metrics.csv").write_text(CSV)
+    return write_report(folder, "run & more", {"model": "nano <tiny>"}, folder / "metrics.csv", scores).read_text()
+
+
+def test_report_shows_the_scores(page, scores):
+    text = re.sub(r"<[^>]+>", " ", page)
+    for metric in ("mwql", "mase"):
+        o = scores.overall[metric]
+        assert f"{o.value:.3f}" in text
+        assert f"{o.low:.3f} – {o.high:.3f}" in text
+    for row in scores.table().values():
+        for value in (row["mwql"], row["seasonal_naive"]["mwql"], row["relative"]["mase"]):
+            assert np.isnan(value) or f"{value:.3f}" in text
+    assert "leaves out 1 without a ratio: still" in text
+    assert "0.750" in text  # the best validation score
+    assert page.count('<svg class="plot"') == 2 + len(scores.examples) + 1
+    assert len(scores.examples) == 6
+
+
+def test_report_loads_nothing_and_runs_nothing(page):
+    assert "http" not in page
+    assert not re.search(r"<script|<link|<img|@import|src=", page)
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_names_are_escaped(page):
+    assert "run &amp; more" in page
+    assert "nano &lt;tiny&gt;" in page
+    assert "&lt;i&gt;" in page
+    assert "<i>0" not in page
+    assert "<script" not in page
+
+
+class MarkupCheck(HTMLParser):
+    """Collects ids and requires every element to close in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [v for k, v in attrs if k == "id"]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [v for k, v in attrs if k == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_markup_closes_and_ids_are_unique(page):
+    check = MarkupCheck()
+    check.feed(page)
+    assert check.open == []
+    assert len(check.ids) == len(set(check.ids)) > 0
+    for reference in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page):
+        assert "".join(reference) in check.ids
+
+
+def test_colours_follow_the_page(page):
+    assert "prefers-color-scheme: dark" in page
+    assert "var(--accent)" in page
+    drawn = set(re.findall(r"#[0-9a-f]{6}\b", page[page.index("</style>") :]))
+    assert drawn == set()
+
+
+def test_report_without_metrics_or_scores(tmp_path):
+    page = write_report(tmp_path, "bare", {}, tmp_path / "absent.csv").read_text()
+    assert "bare" in page
+    assert "<svg" not in page
+    (tmp_path / "empty.csv").write_text("step,train/loss,val/mwql\n1,,\n2,,\n")
+    assert "<svg" not in write_report(tmp_path, "bare", {}, tmp_path / "empty.csv").read_text()
+
+
+def test_metrics_tolerate_gaps(tmp_path):
+    (tmp_path / "m.csv").write_text(CSV + "4,4000\n")  # the row that a kill cut short
+    metrics = read_metrics(tmp_path / "m.csv")
+    np.testing.assert_array_equal(metrics["train/loss"], [0.9, 0.8, np.nan, np.nan, 0.5, np.nan, np.nan])
+    np.testing.assert_array_equal(metrics["val/relative_mwql"][[2, 4, 5]], [0.95, np.nan, 0.75])
+
+
+def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
+    path = write_report(tmp_path, "first", {})
+    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(tmp_path, "second", {})
+    assert "first" in path.read_text()
+    assert os.listdir(tmp_path) == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.24, "0.24 s"),
+        (600, "10 min"),
+        (48 * 3600, "2 d"),
+        (60 * 86_400, "60 d"),
+        (12 * 2_629_800, "1 y"),
+        (4 * 31_557_600, "4 y"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_short_numbers():
+    assert [short_number(v) for v in (0, -0.5, 999, 15_000, 2.5e6, 1e9)] == ["0", "−0.5", "999", "15 k", "2.5 M", "1 G"]

@@ -1,0 +1,213 @@
+"""Scores equal gluonts', hand-made cases and the promises about pooling, exclusion and intervals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from gluonts.dataset.common import ListDataset
+from gluonts.dataset.split import split
+from gluonts.ev.metrics import MASE, Coverage, MeanWeightedSumQuantileLoss
+from gluonts.model.evaluation import evaluate_forecasts
+from gluonts.model.forecast import QuantileForecast
+
+from data_pipelines.series import Series
+from data_pipelines.shards import write_shards
+from toto_train.config import TasksConfig
+from toto_train.evaluation.baselines import LEVELS, seasonal_naive, seasonal_scale
+from toto_train.evaluation.metrics import Sums, overall, window_sums
+from toto_train.evaluation.score import evaluate
+from toto_train.evaluation.tasks import TaskSet
+
+HOUR = 3_600
+
+
+def gluonts_scores(series: list[np.ndarray], quantiles: np.ndarray, horizon: int, season: int) -> dict[str, float]:
+    """The reference: series [V, T] with the label at their end, quantiles [N, 9, V, H]."""
+    start = pd.Period("2024-01-01", "h")
+    single = len(series[0]) == 1
+    entries = [{"start": start, "target": s[0] if single else s} for s in series]
+    data = ListDataset(entries, freq="h", one_dim_target=single)
+    _, template = split(data, offset=-horizon)
+    pairs = template.generate_instances(horizon)
+    keys = [str(level) for level in LEVELS.tolist()]
+    forecasts = []
+    for q, label in zip(quantiles, pairs.label, strict=True):
+        arrays = q[:, 0] if single else q.swapaxes(1, 2)
+        forecasts.append(QuantileForecast(arrays, label["start"], keys))
+    metrics = [MASE(), MeanWeightedSumQuantileLoss(LEVELS.tolist()), *(Coverage(q) for q in LEVELS.tolist())]
+    frame = evaluate_forecasts(forecasts, test_data=pairs, metrics=metrics, seasonality=season)
+    return {str(k): float(v) for k, v in frame.iloc[0].items()}
+
+
+@pytest.mark.parametrize("variates", [1, 4])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+@pytest.mark.parametrize("season", [1, 24, 500])  # 500 is more than the past holds
+def test_kernel_equals_gluonts(variates, missing, season):
+    random = np.random.default_rng([variates, int(10 * missing), season])
+    horizon, lengths = 12, [60, 100, 61, 80, 90]
+    series = [random.normal(3, 2, (variates, n)).cumsum(1).astype(np.float32) for n in lengths]
+    for s in series:
+        s[random.random(s.shape) < missing] = np.nan
+    if missing:
+        series[1][-1, -horizon:] = np.nan  # a label without any value
+        series[2][0, :-horizon] = 5.0  # a past without any error
+    quantiles = np.sort(random.normal(100, 60, (len(series), 9, variates, horizon)), 1).astype(np.float32)
+    reference = gluonts_scores(series, quantiles, horizon, season)
+    labels = np.stack([s[:, -horizon:] for s in series])
+    scale = np.stack([seasonal_scale(s[:, :-horizon], season)[0] for s in series])
+    sums = window_sums(quantiles, labels, scale)
+    assert sums.mase() == pytest.approx(reference["MASE[0.5]"], rel=1e-6)
+    assert sums.mwql() == pytest.approx(reference["mean_weighted_sum_quantile_loss"], rel=1e-6)
+    if not missing:  # gluonts drops the mask in its coverage
+        expected = [reference[f"coverage[{q}]"] for q in LEVELS.tolist()]
+        np.testing.assert_allclose(sums.coverage(), expected, rtol=1e-6)
+
+
+def test_kernel_by_hand():
+    quantiles = np.zeros((1, 9, 1, 3))
+    quantiles[0, :, 0, 0] = LEVELS
+    labels = np.array([[[0.5, 2.0, np.nan]]])
+    sums = window_sums(quantiles, labels, np.array([[4.0]]))
+    expected = 2 * np.abs(0.5 - LEVELS) * np.where(LEVELS >= 0.5, 1 - LEVELS, LEVELS) + 2 * 2.0 * LEVELS
+    np.testing.assert_allclose(sums.quantile_loss[0], expected)
+    assert sums.below[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert (sums.points[0], sums.absolute[0], sums.scaled_points[0]) == (2, 2.5, 2)
+    assert sums.mase() == (0 + 2 / 4) / 2
+
+
+def test_missing_labels_and_constant_pasts_leave_no_trace():
+    quantiles = np.ones((2, 9, 1, 3))
+    labels = np.array([[[np.nan] * 3], [[5.0] * 3]])
+    sums = window_sums(quantiles, labels, np.array([[1.0], [0.0]]))
+    assert sums.points.tolist() == [0, 3]
+    assert np.isnan(sums.mase())
+    assert np.isnan(sums.mwql(np.array([0])))
+    assert sums.mwql(np.array([1])) == pytest.approx(2 * 4 * LEVELS.mean() / 5)
+
+
+def sums_of(loss: list[float]) -> Sums:
+    """Windows with the given error, each over one unit of label."""
+    sums = Sums.zeros(len(loss))
+    sums.quantile_loss[:] = np.array(loss)[:, None]
+    sums.scaled_error[:] = loss
+    sums.absolute[:] = sums.scaled_points[:] = sums.points[:] = 1
+    return sums
+
+
+@pytest.mark.parametrize("metric", ["mase", "mwql"])
+def test_overall_is_the_geometric_mean_of_pooled_ratios_without_zero_error_sources(metric):
+    model, naive = sums_of([1, 3, 8, 1]), sums_of([2, 6, 2, 0])
+    members = {
+        "half": (np.array([0, 1]), np.array([0, 1])),
+        "four": (np.array([2]), np.array([0])),
+        "zero": (np.array([3]), np.array([0])),
+    }
+    result = overall(metric, model, naive, members)
+    assert result.value == pytest.approx(np.sqrt(0.5 * 4))
+    assert result.excluded == ("zero",)
+    assert result.low == pytest.approx(result.high) == pytest.approx(result.value)  # all series agree
+
+
+def test_bootstrap_is_reproducible_and_resamples_series_not_windows():
+    random = np.random.default_rng(0)
+    series = np.repeat(np.arange(40), 10)
+    model = sums_of((np.exp(random.normal(0, 0.5, 40)))[series])  # windows of one series are copies
+    naive = sums_of(np.ones(400))
+    windows = np.arange(400)
+    first = overall("mwql", model, naive, {"s": (windows, series)}, seed=1)
+    assert first == overall("mwql", model, naive, {"s": (windows, series)}, seed=1)
+    assert first != overall("mwql", model, naive, {"s": (windows, series)}, seed=2)
+    assert first.low < first.value < first.high
+    means = model.quantile_loss[::10, 0]
+    assert first.high - first.low == pytest.approx(2 * 1.96 * means.std() / np.sqrt(40), rel=0.15)
+    apart = overall("mwql", model, naive, {"s": (windows, windows)}, seed=1)
+    assert apart.high - apart.low < 0.5 * (first.high - first.low)
+
+
+def wave(source: str, item: str, variates: int, noise: float, length: int = 600) -> Series:
+    random = np.random.default_rng([len(source), len(item), variates])
+    values = np.sin(np.arange(length) * 2 * np.pi / 24) + noise * random.normal(size=(variates, length)) + 3
+    return Series(values=values.astype(np.float32), interval=HOUR, source=source, item_id=item)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    path = tmp_path_factory.mktemp("score") / "set"
+    flat = np.full((1, 600), 2.0, np.float32)
+    silent = wave("hourly", "silent", 1, 0.1)
+    silent.values[:, -48:] = np.nan
+    records = [
+        wave("hourly", "x", 1, 0.5),
+        wave("hourly", "yy", 2, 0.5),
+        silent,
+        wave("plain", "only", 1, 0.3),
+        Series(values=flat, interval=HOUR, source="flat", item_id="const"),
+    ]
+    write_shards(path, records, {})
+    return TaskSet.open(TasksConfig(path=str(path), context=480))
+
+
+def naive_forecaster(contexts: np.ndarray, horizon: int) -> np.ndarray:
+    return np.stack([seasonal_naive(c, horizon, 24) for c in contexts])
+
+
+def sine_forecaster(contexts: np.ndarray, horizon: int) -> np.ndarray:
+    """Phase mean: better than the last season wherever the noise is fresh each day."""
+    mean = np.nanmean(contexts.reshape(*contexts.shape[:2], -1, 24), 2)[..., np.arange(horizon) % 24]
+    sd = np.nanstd(contexts - np.tile(mean[..., :24], contexts.shape[2] // 24), axis=2)
+    z = np.array([-1.28, -0.84, -0.52, -0.25, 0, 0.25, 0.52, 0.84, 1.28])[:, None, None]
+    return mean[:, None] + z * sd[:, None, :, None]
+
+
+def test_evaluate_end_to_end(tasks):
+    seen = []
+    scores = evaluate(sine_forecaster, tasks, examples=9, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(tasks), len(tasks))
+    result = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
+    assert scores.windows == len(tasks) - 1
+    assert result["overall"]["windows_without_label"] == 1
+    assert result["overall"]["relative"]["mwql"]["excluded"] == ["flat"]
+    assert result["sources"]["flat"]["mase"] is None  # nothing to scale by
+    ratios = [result["sources"][s]["relative"]["mwql"] for s in ("hourly", "plain")]
+    total = result["overall"]["relative"]["mwql"]
+    assert total["value"] == pytest.approx(np.sqrt(ratios[0] * ratios[1]))
+    assert total["low"] < total["value"] < total["high"] < 1
+    raw = result["overall"]["mwql"] / result["overall"]["seasonal_naive"]["mwql"]
+    assert raw == pytest.approx(total["value"])
+    hourly = [e for e in scores.examples if e.source == "hourly"]
+    assert [e.rank for e in hourly] == ["best", "median", "worst"]
+    assert hourly[0].loss < hourly[1].loss < hourly[2].loss
+    assert hourly[0].quantiles.shape == (9, 48)
+
+
+def test_seasonal_naive_scores_one_against_itself_and_its_sums_can_be_reused(tasks):
+    first = evaluate(naive_forecaster, tasks)
+    # windows with more past than context see other intervals, the median is the same
+    assert first.overall["mase"].value == pytest.approx(1, rel=1e-6)
+    assert first.overall["mwql"].value == pytest.approx(1, rel=0.05)
+    again = evaluate(sine_forecaster, tasks, baseline=first.baseline)
+    assert again.to_dict() == evaluate(sine_forecaster, tasks).to_dict()
+
+
+def test_coverage_of_a_calibrated_forecast(tasks):
+    scores = evaluate(lambda c, h: sine_forecaster(c, h) + 100, tasks)
+    assert scores.coverage().tolist() == [1.0] * 9
+    calibrated = evaluate(sine_forecaster, tasks).table()["plain"]["coverage"]
+    np.testing.assert_allclose(calibrated, LEVELS, atol=0.2)
+
+
+def test_batch_size_changes_no_score(tasks):
+    small, large = (evaluate(sine_forecaster, tasks, max_points=n) for n in (1, 2**20))
+    for sums in ("quantile_loss", "scaled_error", "points"):
+        np.testing.assert_allclose(getattr(small.model, sums), getattr(large.model, sums))
+        np.testing.assert_array_equal(getattr(small.baseline, sums), getattr(large.baseline, sums))
+
+
+def test_wrong_forecasts_are_refused_with_their_place(tasks):
+    with pytest.raises(ValueError, match=r"hourly/.* is not finite|flat/.* is not finite|plain/.* is not finite"):
+        evaluate(lambda c, h: np.full((len(c), 9, c.shape[1], h), np.nan), tasks)
+    with pytest.raises(ValueError, match=r"returned shape .* expected \[N, 9, V, H\]"):
+        evaluate(lambda c, h: np.zeros((len(c), c.shape[1], h)), tasks)
