@@ -1,0 +1,184 @@
+"""Whole jobs from the command line: what they leave, how they resume, how they fail."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.e2e
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: t.numpy().tobytes() for name, t in load_file(run / "export" / "model.safetensors").items()}
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").open()))
+
+
+TIMES = ("seconds", "perf/points_per_s", "perf/slots_per_s", "perf/data_wait")
+
+
+def test_a_job_leaves_everything_it_promises(small_job, train_py, tmp_path):
+    done = train_py(*small_job)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "small"
+    for name in ("config.yaml", "metrics.csv", "scores.json", "report.html", "checkpoints", "export"):
+        assert (run / name).exists(), name
+        assert str(run / name) in done.stdout
+    assert not list(run.rglob("*.tmp"))
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000008", "step-00000012"]
+
+    table = rows(run)
+    assert [int(r["step"]) for r in table] == [2, 4, 6, 8, 10, 12]
+    assert all(np.isfinite(float(r["train/loss"])) for r in table)
+    assert [r["step"] for r in table if r["val/mwql"]] == ["6", "12"]
+    assert float(table[-1]["train/lr_normuon"]) == pytest.approx(0.652 / 4)
+
+    scores = json.loads((run / "scores.json").read_text())
+    assert list(scores["sources"]) == ["queue"]  # held out: none of the training sources
+    for place in (scores["overall"], scores["sources"]["queue"]):
+        assert place["mase"] > 0
+        assert place["mwql"] > 0
+    relative = scores["overall"]["relative"]["mwql"]
+    assert relative["low"] <= relative["value"] <= relative["high"]
+
+    again = train_py(*small_job)  # a finished run is not trained again
+    assert again.returncode == 0
+    assert [r["step"] for r in rows(run)] == [r["step"] for r in table]
+
+
+def test_the_official_package_loads_the_export(small_job, train_py, tmp_path):
+    toto2 = pytest.importorskip("toto2", reason="the official package is installed by make test")
+    assert train_py(*small_job, "heldout.path=''").returncode == 0
+    toto2.Toto2Model.from_pretrained(str(tmp_path / "runs" / "small" / "export"), strict=True)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(small_job, train_py, tmp_path, workers):
+    job = [*small_job, "schedule.max_steps=30", f"data.workers={workers}", "report=true", "heldout.path=''"]
+    whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
+    assert train_py(*job, "name=whole").returncode == 0
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    target = int(rng.integers(5, 27))
+    command = [sys.executable, str(ROOT / "train.py"), *job, "name=killed"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (killed / "metrics.csv").exists() and any(int(r["step"] or 0) >= target for r in rows(killed)):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "export").exists()
+    resumed = train_py(*job, "name=killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed" in resumed.stderr, f"killed at step {target}"
+    assert weights(killed) == weights(whole), f"killed at step {target}"
+    assert not list(killed.rglob("*.tmp"))
+    for a, b in zip(rows(whole), rows(killed), strict=True):
+        assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch(small_job, train_py, tmp_path):
+    job = [*small_job, "heldout.path=''", "schedule.max_steps=6", "optimizer.normuon.orthogonalize_dtype=fp32"]
+    for micro in (1, 4):
+        assert train_py(*job, f"micro_rows={micro}", f"name=micro{micro}").returncode == 0
+    one, four = (load_file(tmp_path / "runs" / f"micro{m}" / "export" / "model.safetensors") for m in (1, 4))
+    for name in one:
+        scale = float(four[name].abs().max()) or 1.0
+        assert float((one[name] - four[name]).abs().max()) <= 1e-3 * scale, name
+
+
+def test_bf16_autocast_trains(small_job, train_py, tmp_path):
+    assert train_py(*small_job, "parallel.precision=bf16", "heldout.path=''").returncode == 0
+    losses = [float(r["train/loss"]) for r in rows(tmp_path / "runs" / "small")]
+    assert np.isfinite(losses).all()
+
+
+def test_plan_allocates_nothing_and_needs_no_data(train_py):
+    done = train_py("experiment=toto2_xxl", "plan=true")
+    assert done.returncode == 0
+    assert "2,454,281,792" in done.stdout
+    assert "8,388,608" in done.stdout
+    assert "FLOPs per step" in done.stdout
+    assert train_py("model=xl", "plan=true").returncode == 0
+
+
+def test_a_changed_model_or_corpus_is_refused_by_name(small_job, train_py, corpus, tmp_path):
+    assert train_py(*small_job, "heldout.path=''", "schedule.max_steps=8").returncode == 0
+    before = weights(tmp_path / "runs" / "small")
+    wrong = train_py(*small_job, "model.num_layers=5", "seed=2")
+    assert wrong.returncode == 2
+    assert "model.num_layers=5, but" in wrong.stderr
+    assert "seed=2, but" in wrong.stderr
+    other = train_py(*small_job, f"data.mixture.corpus.path={corpus / 'validation'}")
+    assert other.returncode == 2
+    assert "data.mixture" in other.stderr
+    assert weights(tmp_path / "runs" / "small") == before
+    fresh = train_py(*small_job, "model.num_layers=5", "seed=2", "fresh=true", "heldout.path=''")
+    assert fresh.returncode == 0, fresh.stderr
+
+
+def test_fresh_deletes_run_folders_only(small_job, train_py, tmp_path):
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "thesis.txt").write_text("years of work")
+    done = train_py(*small_job, "fresh=true")
+    assert done.returncode != 0
+    assert "no run folder" in done.stderr
+    assert (tmp_path / "runs" / "small" / "thesis.txt").exists()
+
+
+def broken_copy(corpus: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(corpus / "train", tmp_path / "broken"))
+
+
+def test_bad_input_ends_with_a_message_and_nothing_half_made(small_job, train_py, corpus, tmp_path):
+    shards = broken_copy(corpus, tmp_path)
+    victim = sorted(shards.glob("*.tar"))[0]
+    whole = victim.read_bytes()
+    cases = []
+    victim.write_bytes(whole[: len(whole) // 2])
+    cases.append((train_py(*small_job, f"data.mixture.corpus.path={shards}"), victim.name))
+    victim.unlink()
+    cases.append((train_py(*small_job, f"data.mixture.corpus.path={shards}"), victim.name))
+    cases.append((train_py(*small_job, f"data.mixture.corpus.path={tmp_path / 'nowhere'}"), "nowhere"))
+    cases.append((train_py(*small_job, "model=huge"), "unknown model=huge"))
+    cases.append((train_py(*small_job, "model.d_modell=3"), "did you mean 'd_model'"))
+    for done, message in cases:
+        assert done.returncode != 0
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="needs a place nobody can write")
+def test_a_run_folder_that_cannot_be_written_is_said(small_job, train_py):
+    place = "out=/proc/self" if os.geteuid() == 0 else "out=/"  # root may write anywhere else
+    done = train_py(*[o for o in small_job if not o.startswith("out=")], place)
+    assert done.returncode != 0
+    assert "cannot write the run folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cfg_job_shows_the_config(train_py):
+    done = train_py("model=small", "--cfg", "job")
+    assert done.returncode == 0
+    assert "d_model: 512" in done.stdout
+    assert train_py("--help").returncode == 0
+    wrong = train_py("modle=small", "--cfg", "job")
+    assert wrong.returncode == 2
+    assert "did you mean 'model'" in wrong.stderr

@@ -1,0 +1,134 @@
+"""Rates, losses and where the time goes: gathered without a sync, written every few steps to metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from tqdm import tqdm
+
+from toto_train.module import TrainingModule
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "step", "points", "seconds", "train/loss", "train/lr_normuon", "train/lr_adamw", "train/grad_norm",
+    "train/skipped_steps", "perf/points_per_s", "perf/slots_per_s", "perf/data_wait", "val/mwql", "val/mase",
+)  # fmt: skip
+"""points: observed values seen so far; points_per_s and slots_per_s count observed values and all places of the rows;
+data_wait: share of wall time spent waiting for batches; val/*: relative to Seasonal Naive on the validation tasks."""
+
+
+class MetricsFile:
+    """metrics.csv: one row a report; rows after the step a run resumes from are cut."""
+
+    def __init__(self, path: Path, start_step: int):
+        self.path = path
+        kept: list[dict[str, str]] = []
+        if path.exists() and start_step:
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= start_step]
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(temporary, path)
+        self.seconds_before = float(kept[-1]["seconds"]) if kept else 0.0
+
+    def write(self, row: dict[str, float | int]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+
+
+class Meters(pl.Callback):
+    """Measures, reports every `every` steps, and draws the progress bar (lines instead where no one watches)."""
+
+    def __init__(self, file: MetricsFile, every: int, total_steps: int):
+        self.file, self.every, self.total = file, every, total_steps
+        self.validation: dict[str, float] = {}
+        """Newest validation scores; the next report takes them along."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
+        self.watched = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.total, initial=module.steps_done, unit="step", disable=not self.watched, dynamic_ncols=True
+        )
+        self.begin = self.window_begin = self.last_end = self.last_line = time.perf_counter()
+        self.first = self.window_step = module.steps_done
+        self.window_points = module.points_done
+        self.waited = 0.0
+        self.slots = module.config.points_per_step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.waited += time.perf_counter() - self.last_end
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, TrainingModule)
+        if (batch_idx + 1) % module.config.accumulation == 0 and (
+            module.steps_done % self.every == 0 or module.steps_done == self.total
+        ):
+            self._report(trainer, module)
+        self.last_end = time.perf_counter()
+
+    def _report(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        now = time.perf_counter()
+        steps, elapsed = module.steps_done - self.window_step, now - self.window_begin
+        points = module.points_done - self.window_points
+        # one transfer for everything that lives on the device
+        loss, norm, skipped = torch.stack(
+            [module.last["loss"], module.last["grad_norm"], module.optimizer.skipped_steps.float()]
+        ).tolist()
+        lr = {group["kind"]: group["lr"] for group in module.optimizer.param_groups}
+        row: dict[str, float | int] = {
+            "step": module.steps_done,
+            "points": module.points_done,
+            "seconds": round(self.file.seconds_before + now - self.begin, 2),
+            "train/loss": loss,
+            "train/lr_normuon": lr["normuon"],
+            "train/lr_adamw": lr["adamw"],
+            "train/grad_norm": norm,
+            "train/skipped_steps": int(skipped),
+            "perf/points_per_s": round(points / elapsed),
+            "perf/slots_per_s": round(steps * self.slots / elapsed),
+            "perf/data_wait": round(self.waited / elapsed, 4),
+        }
+        row |= {f"val/{name}": value for name, value in self.validation.items()}
+        self.validation = {}
+        self.file.write(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=module.steps_done)
+        self._show(row, now, module.steps_done)
+        self.window_begin, self.window_step, self.window_points, self.waited = (
+            now, module.steps_done, module.points_done, 0.0,
+        )  # fmt: skip
+
+    def _show(self, row: dict[str, float | int], now: float, step: int) -> None:
+        text = (
+            f"loss {row['train/loss']:.4f}  lr {row['train/lr_normuon']:.3g}/{row['train/lr_adamw']:.3g}  "
+            f"{row['perf/points_per_s'] / 1e3:,.0f}k points/s  data wait {row['perf/data_wait']:.0%}"
+        )
+        if self.watched:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif now - self.last_line > 15 or step == self.total:
+            self.last_line = now
+            left = (now - self.begin) / max(step - self.first, 1) * (self.total - step)
+            log.info("step %d/%d  %s  %.0f s left", step, self.total, text, left)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.bar.close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()

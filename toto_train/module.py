@@ -1,0 +1,70 @@
+"""One training step: batch -> loss -> gradients of the global mean -> optimizer and schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from toto_train.config import Config
+from toto_train.model.toto import Toto
+from toto_train.model.umup import set_replicas
+from toto_train.objective import loss_sum
+from toto_train.optim.normuon import NorMuonAdamW
+from toto_train.optim.recipe import build_optimizer, set_lr, wsd
+
+
+class TrainingModule(pl.LightningModule):
+    """Automatic optimisation. `steps_done` counts completed optimizer steps: it is the position of the run."""
+
+    def __init__(self, config: Config, model: Toto):
+        super().__init__()
+        self.config = config
+        self.model = model
+        self._predict = torch.compile(model.forward) if config.parallel.compile else model.forward
+        self.steps_done = 0
+        self.points_done = 0
+        """Observed values seen so far, of this process."""
+        self.optimizer: NorMuonAdamW = build_optimizer(
+            model.named_parameters(), config.optimizer, config.model.num_layers
+        )
+        set_replicas(model, config.accumulation)
+        self._loss, self._weight = torch.zeros(()), torch.zeros(())
+        self.last: dict[str, Tensor] = {}
+        """Loss and gradient norm of the last completed step, left on the device until somebody reads them."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        target, mask, hidden = batch["target"], batch["target_mask"], batch["cpm_mask"]
+        c = self.config
+        device = target.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=c.parallel.precision == "bf16"):
+            prediction = self._predict(target, mask, hidden, batch["series_ids"], batch["flags"])
+        loss, weight = loss_sum(prediction, target, mask, hidden, c.model.patch_size, c.objective.label_clamp)
+        self._loss = self._loss.to(loss.device) + loss.detach()
+        self._weight = self._weight.to(loss.device) + weight
+        self.points_done += batch["points"]
+        # sums are accumulated and divided once, by the weight of the whole step; Lightning's own 1/accumulation goes
+        return loss * c.accumulation
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn summed gradients into those of the mean, clip, and set this step's learning rate; no host sync."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        weight = self._weight.clamp(min=1)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / weight
+        factor = 1 / weight
+        if clip := self.config.optimizer.clip_norm:
+            factor = factor * (clip / norm.clamp(min=clip))
+        torch._foreach_mul_(gradients, factor)
+        set_lr(optimizer, wsd(self.steps_done, self.config.schedule))
+        self.last = {"loss": self._loss / weight, "grad_norm": norm}
+        self._loss, self._weight = torch.zeros_like(self._loss), torch.zeros_like(self._weight)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.steps_done += 1  # here, so that every callback at the end of the batch sees the new position

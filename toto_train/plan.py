@@ -1,0 +1,79 @@
+"""What a run costs, from its config alone: nothing is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from toto_train.config import Config, ModelConfig
+from toto_train.model.decoder import over_time
+from toto_train.model.toto import QUANTILES, Toto
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of one optimizer step and of the run; FLOPs count a multiply-add as two."""
+
+    parameters: int
+    stack_matrices: int
+    """Parameters in NorMuon's matrices."""
+    patches_per_step: int
+    slots_per_step: int
+    matmul_flops: float
+    attention_flops: float
+    state_bytes: int
+    """fp32 weights, gradients and optimizer state."""
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.matmul_flops + self.attention_flops
+
+
+def attention_flops_per_patch(model: ModelConfig, patches: int, variates: int) -> float:
+    """Forward FLOPs of q k^T and of weights times v for one patch: 4 d_model S a layer, full (no causal discount)."""
+    spans = (patches if over_time(model, i) else variates for i in range(model.num_layers))
+    return float(sum(4 * model.d_model * span for span in spans))
+
+
+def plan(config: Config) -> Plan:
+    m, d = config.model, config.data
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in Toto(m).named_parameters()}
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    matrices = {n for n, s in shapes.items() if len(s) == 2}
+    stack = sum(sizes[n] for n in matrices if n.startswith("layers."))
+    outer = sum(sizes[n] for n in matrices if not n.startswith("layers."))
+    rows = sum(shapes[n][0] for n in matrices if n.startswith("layers."))
+    total = sum(sizes.values())
+    patches = config.global_rows * d.variates * (d.length // m.patch_size)
+    # NorMuon keeps momentum and one float a row, AdamW two moments
+    state = stack + rows + 2 * (total - stack)
+    return Plan(
+        parameters=total,
+        stack_matrices=stack,
+        patches_per_step=patches,
+        slots_per_step=config.points_per_step,
+        matmul_flops=6.0 * (stack + outer) * patches,  # 2 forward, 4 backward for each weight and patch
+        attention_flops=3 * attention_flops_per_patch(m, d.length // m.patch_size, d.variates) * patches,
+        state_bytes=4 * (2 * total + state),
+    )
+
+
+def describe(config: Config) -> str:
+    """The plan as text for a person."""
+    p, d, m = plan(config), config.data, config.model
+    steps = config.schedule.max_steps
+    lines = [
+        ("model", f"{m.name}: d_model {m.d_model}, {m.num_layers} layers, {m.num_heads} heads, d_ff {m.d_ff}"),
+        ("parameters", f"{p.parameters:,} ({p.stack_matrices:,} in NorMuon's matrices)"),
+        ("batch", f"{config.global_rows} rows x {d.variates} variates x {d.length} steps"),
+        ("points per step", f"{p.slots_per_step:,} (slots; observed points are fewer by the fill of the rows)"),
+        ("patches per step", f"{p.patches_per_step:,} of {m.patch_size} steps, {len(QUANTILES)} quantiles each"),
+        ("FLOPs per step", f"{p.flops_per_step:.3e} (6 N patches {p.matmul_flops:.3e} + attention "
+                           f"{p.attention_flops:.3e})"),
+        ("weights, gradients, optimizer", f"{p.state_bytes / 2**20:,.0f} MiB in fp32, before activations"),
+        ("run", f"{steps:,} steps: {steps * p.slots_per_step:.3e} points, {steps * p.flops_per_step:.3e} FLOPs"),
+    ]  # fmt: skip
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)
