@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_pipelines import build
 from data_pipelines.quality import Counts, Rules
 from data_pipelines.series import DOMAINS
-from toto_train.arguments import parse
+from toto_train.arguments import fail_on, parse
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "quickstart"
 TABLE_KEYS = ("name", "domain", "licence", "time", "item")
@@ -43,11 +43,7 @@ DEFAULTS: dict[str, Any] = {
 def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     args = parse(__doc__, argv, required={"source": str, "out": str}, optional=DEFAULTS)
-    try:
-        manifests = run(args)
-    except ValueError as error:
-        raise SystemExit(f"build_shards: {error}") from error
-    for folder, manifest in manifests.items():
+    for folder, manifest in run(args).items():
         print(describe(folder, manifest))
     return 0
 
@@ -101,4 +97,5 @@ def describe(folder: str, manifest: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with fail_on(ValueError, OSError, name="build_shards"):
+        sys.exit(main(sys.argv[1:]))

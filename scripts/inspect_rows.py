@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from toto_train.arguments import parse
+from toto_train.arguments import fail_on, parse
 from toto_train.config import from_tree
 from toto_train.data.rows import Rows
 
@@ -21,14 +21,11 @@ def main(argv: list[str]) -> int:
     args = parse(__doc__, argv, required={"run": str, "step": int}, optional={"rows": 4})
     file = Path(args["run"]) / "config.yaml"
     if not file.is_file():
-        raise SystemExit(f"inspect_rows: {file} is missing; run= is a run's folder")
-    try:
-        config = from_tree(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
-        if not 0 <= args["step"] < config.schedule.max_steps:
-            raise ValueError(f"step={args['step']} must be in 0 .. {config.schedule.max_steps - 1}")
-        rows = Rows(config)
-    except ValueError as error:
-        raise SystemExit(f"inspect_rows: {error}") from error
+        raise ValueError(f"{file} is missing; run= is a run's folder")
+    config = from_tree(OmegaConf.to_container(OmegaConf.load(file)))  # type: ignore[arg-type]
+    if not 0 <= args["step"] < config.schedule.max_steps:
+        raise ValueError(f"step={args['step']} must be in 0 .. {config.schedule.max_steps - 1}")
+    rows = Rows(config)
     first, count = args["step"] * config.global_rows, args["rows"] or config.global_rows
     numbers = range(first, first + min(count, config.global_rows))
     print(f"step {args['step']} = rows {first} .. {first + config.global_rows - 1}; data {rows.order.fingerprint[:12]}")
@@ -46,4 +43,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with fail_on(ValueError, OSError, name="inspect_rows"):
+        sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ import pandas as pd
 
 from data_pipelines.series import Series
 from data_pipelines.sources import series_parquet, tables
-from toto_train.arguments import parse
+from toto_train.arguments import fail_on, parse
 
 UCI, MONASH = "CC-BY-4.0 (UCI Machine Learning Repository)", "CC-BY-4.0 (Monash forecasting archive)"
 US = "Public domain (US government)"
@@ -33,7 +33,7 @@ class Wheels:
 
     def bytes(self, package: str, member: str) -> bytes:
         if package not in self.found:
-            raise SystemExit(f"quickstart_data: no wheel of {package} in wheels=; found {sorted(self.found)}")
+            raise ValueError(f"no wheel of {package} in wheels=; found {sorted(self.found)}")
         with zipfile.ZipFile(self.found[package]) as wheel:
             return wheel.read(member)
 
@@ -324,4 +324,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with fail_on(ValueError, OSError, name="quickstart_data"):
+        sys.exit(main(sys.argv[1:]))

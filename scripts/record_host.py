@@ -8,13 +8,13 @@ import sys
 from tqdm import tqdm
 
 from data_pipelines.sources import host, series_parquet
-from toto_train.arguments import parse
+from toto_train.arguments import fail_on, parse
 
 
 def main(argv: list[str]) -> int:
     args = parse(__doc__, argv, required={"seconds": float, "out": str}, optional={"interval": 1.0})
     if args["seconds"] < args["interval"] or args["interval"] <= 0:
-        raise SystemExit("record_host: seconds must be at least one interval, and interval positive")
+        raise ValueError("seconds must be at least one interval, and interval positive")
     stopping: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):  # a stopped recording keeps what it has
         signal.signal(number, lambda n, _: stopping.append(n))
@@ -29,4 +29,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with fail_on(ValueError, OSError, name="record_host"):
+        sys.exit(main(sys.argv[1:]))

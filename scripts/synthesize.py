@@ -17,7 +17,7 @@ from tqdm import tqdm
 from data_pipelines.series import Series
 from data_pipelines.shards import write_shards
 from data_pipelines.synthetic import prior
-from toto_train.arguments import parse
+from toto_train.arguments import fail_on, parse
 
 
 def main(argv: list[str]) -> int:
@@ -34,10 +34,7 @@ def main(argv: list[str]) -> int:
             yield item
 
     began = time.process_time()
-    try:
-        write_shards(args["out"], counted(), config=config, replace=args["replace"])
-    except (ValueError, FileExistsError) as error:
-        raise SystemExit(f"synthesize: {error}") from None
+    write_shards(args["out"], counted(), config=config, replace=args["replace"])
     seconds = time.process_time() - began
     points = made.pop("points", 0)
     families = ", ".join(f"{n} {source.removeprefix('synthetic_')}" for source, n in sorted(made.items()))
@@ -65,4 +62,5 @@ def draw_gallery(weights: Mapping[str, float], length: int, seed: int, path: Pat
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with fail_on(ValueError, OSError, name="synthesize"):
+        sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ import logging
 import sys
 
 from data_pipelines.shards import read_manifest, verify
+from toto_train.arguments import fail_on
 
 
 def main(argv: list[str]) -> int:
@@ -32,4 +33,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with fail_on(ValueError, OSError, name="verify_shards"):
+        sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -31,8 +34,19 @@ def parse(doc: str | None, argv: list[str], required: dict[str, type], optional:
                 problems.append(f"{key}={text!r} is not a valid {types[key].__name__}")
     problems += [f"missing {key}=" for key in required if key not in values]
     if problems:
-        raise SystemExit("\n".join(problems) + f"\nusage: {(doc or '').strip()}")
+        print("\n".join(problems) + f"\nusage: {(doc or '').strip()}", file=sys.stderr)
+        raise SystemExit(2)
     return values
+
+
+@contextmanager
+def fail_on(*kinds: type[Exception], name: str) -> Iterator[None]:
+    """Turn the errors a user can cause into one line on stderr and exit status 1."""
+    try:
+        yield
+    except kinds as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _convert(text: str, kind: type) -> Any:

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
-from toto_train.config import ConfigError
+from toto_train.config import ConfigError, ModelConfig
+from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,20 @@ def load(folder: Path, module: TrainingModule) -> None:
         warnings.filterwarnings("ignore", message=".*torch.distributed.*")
         dcp.load(state, checkpoint_id=folder)
     module.model.load_state_dict(state["model"])
+
+
+def load_model(run: str | Path) -> tuple[Toto, dict[str, Any]]:
+    """Model of a run's newest checkpoint, on CPU, and the checkpoint's meta.json."""
+    found = folders(Path(run))
+    if not found:
+        raise ValueError(f"{run} holds no complete checkpoint; expected {run}/checkpoints/step-*")
+    meta = json.loads((found[-1] / "meta.json").read_text())
+    model = Toto.create(ModelConfig(**meta["config"]["model"]), seed=0)
+    state = {"model": model.state_dict()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
+        dcp.load(state, checkpoint_id=found[-1])
+    return model, meta
 
 
 def _state(module: TrainingModule) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""The small commands as a user runs them: what they make, and how they fail."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from toto_train import hub
+from toto_train.config import ModelConfig
+from toto_train.forecast import Forecaster
+from toto_train.model.toto import Toto
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return hub.save_pretrained(Toto.create(ModelConfig(), seed=0), tmp_path_factory.mktemp("model") / "export", "card")
+
+
+def wide(path: Path, **columns) -> Path:
+    stamps = pd.date_range("2026-01-01", periods=len(next(iter(columns.values()))), freq="5min")
+    pd.DataFrame({"timestamp": stamps, **columns}).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    done = script(command, "--help")
+    assert done.returncode == 0
+    assert command in done.stdout
+
+
+def test_forecast_of_a_wide_csv(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    cpu, mem = rng.normal(size=(2, 300)).cumsum(-1)
+    cpu[100:110] = np.nan
+    file = wide(tmp_path / "host.csv", cpu=cpu, mem=mem)
+    done = script("forecast.py", f"model={folder}", f"input={file}", "horizon=40", f"out={tmp_path / 'f.csv'}")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "f.csv", parse_dates=["timestamp"])
+    assert list(table.columns) == ["item_id", "variate", "timestamp", *(f"q0.{i}" for i in range(1, 10))]
+    assert len(table) == 80
+    assert table["timestamp"].iloc[0] == pd.Timestamp("2026-01-02 01:00")
+    expected = Forecaster(hub.load_pretrained(folder))(np.stack([cpu, mem]).astype(np.float32)[None], 40)[0]
+    np.testing.assert_allclose(table[table["variate"] == "mem"]["q0.5"], expected[4, 1], rtol=1e-4)
+
+
+def test_forecast_of_a_long_parquet(folder, tmp_path):
+    stamps = pd.date_range("2026-01-01", periods=100, freq="h")
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"item_id": np.repeat(["a", "b"], 100), "timestamp": np.tile(stamps, 2), "x": rng.random(200)})
+    frame.to_parquet(tmp_path / "long.parquet")
+    out = tmp_path / "f.parquet"
+    done = script("forecast.py", f"model={folder}", f"input={tmp_path / 'long.parquet'}", "horizon=8", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    assert pd.read_parquet(out).groupby("item_id").size().tolist() == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["horizon=0"], "horizon=0"),
+        (["horizon=many"], "horizon='many' is not a valid int"),
+        (["horizn=8"], "did you mean 'horizon'"),
+        (["horizon=8", "model=/nowhere"], "no config.json"),
+        (["horizon=8", "input=/nowhere.csv"], "input=/nowhere.csv does not exist"),
+        (["horizon=8", "out=forecast.txt"], "must end in .csv or .parquet"),
+        (["horizon=8", "out=/nowhere/f.csv"], "the folder /nowhere does not exist"),
+    ],
+)
+def test_forecast_says_what_is_wrong(folder, tmp_path, arguments, message):
+    file = wide(tmp_path / "host.csv", cpu=np.arange(100.0))
+    given = {"model": folder, "input": file, "out": tmp_path / "f.csv"}
+    given |= dict(a.split("=") for a in arguments)
+    done = script("forecast.py", *(f"{k}={v}" for k, v in given.items()))
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["host.csv"]
+
+
+def test_a_metric_without_any_value_is_refused_and_a_constant_one_is_forecast(folder, tmp_path):
+    base = [f"model={folder}", "horizon=8", f"out={tmp_path / 'f.csv'}"]
+    dead = script("forecast.py", *base, f"input={wide(tmp_path / 'd.csv', cpu=np.arange(99.0), dead=[np.nan] * 99)}")
+    assert dead.returncode != 0
+    assert "variate dead has no value at all" in dead.stderr
+    assert not (tmp_path / "f.csv").exists()
+    flat = script("forecast.py", *base, f"input={wide(tmp_path / 'c.csv', flat=np.full(99, 7.5))}")
+    assert flat.returncode == 0
+    assert "variate flat is constant" in flat.stderr
+    assert np.allclose(pd.read_csv(tmp_path / "f.csv")["q0.5"], 7.5, atol=1e-3)
+
+
+def test_export_takes_the_newest_checkpoint_and_refuses_other_folders(tmp_path):
+    done = script("export_hf.py", f"run={tmp_path}", f"out={tmp_path / 'e'}")
+    assert done.returncode != 0
+    assert "holds no complete checkpoint" in done.stderr
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.e2e
+def test_export_equals_what_the_run_exported(small_job, train_py, tmp_path):
+    assert train_py(*small_job, "heldout.path=''").returncode == 0
+    run = tmp_path / "runs" / "small"
+    done = script("export_hf.py", f"run={run}", f"out={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    one, two = hub.load_pretrained(run / "export"), hub.load_pretrained(tmp_path / "again")
+    for (name, a), (_, b) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_the_recorder_records_this_machine(tmp_path):
+    from data_pipelines.sources.series_parquet import read
+
+    out = tmp_path / "host.parquet"
+    done = script("record_host.py", "seconds=2", "interval=0.5", f"out={out}")
+    assert done.returncode == 0, done.stderr
+    groups = list(read(out))
+    assert {"cpu", "memory"} <= {s.item_id.split("-")[0] for s in groups}
+    assert all((s.length, s.interval, s.domain) == (4, 0.5, "observability") for s in groups)
+    wrong = script("record_host.py", "seconds=0", f"out={tmp_path / 'x.parquet'}")
+    assert wrong.returncode != 0
+    assert not (tmp_path / "x.parquet").exists()
+
+
+def test_a_stopped_recording_keeps_what_it_has(tmp_path):
+    import signal
+    import time
+
+    from data_pipelines.sources.series_parquet import read
+
+    out = tmp_path / "host.parquet"
+    command = [sys.executable, str(ROOT / "scripts/record_host.py"), "seconds=600", "interval=0.2", f"out={out}"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    time.sleep(5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert next(read(out)).length >= 2
