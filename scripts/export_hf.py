@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
         "seed": str(meta["config"]["seed"]),
     }
     title = f"{meta['config']['name']}: a {model.config.name} Toto 2.0-class forecaster"
-    out = hub.save_pretrained(model, args["out"], hub.model_card(title, facts))
+    training = {"context_length": meta["config"]["data"]["length"], "steps": meta["step"], "points": meta["points"]}
+    out = hub.save_pretrained(model, args["out"], hub.model_card(title, facts), training)
     print(f"exported step {meta['step']} of {args['run']} -> {out}")
     return 0
 

@@ -1,8 +1,9 @@
-"""Forecast a CSV or Parquet file: python scripts/forecast.py model=runs/quickstart/export input=FILE horizon=48 out=FILE
+"""Forecast a table: python scripts/forecast.py model=runs/quickstart/export input=FILE horizon=48 out=FILE
 
 The file holds a time column and one column per metric (wide), or also an item column (long), or series (Parquet); the
 metrics of one file or item are forecast together. out= ends in .csv or .parquet and gets one row per item, variate and
-step: item_id, variate, timestamp, q0.1 ... q0.9. context=4096 bounds the history used; time= and item= name columns.
+step: item_id, variate, timestamp, q0.1 ... q0.9. context= bounds the history used, by
+default context and horizon fill the rows the model was trained on; time= and item= name columns.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from toto_train.forecast import Forecaster
 
 log = logging.getLogger("forecast")
 
+CALENDAR_MONTHS = {series_parquet.FREQ_SECONDS[unit]: n for unit, n in (("M", 1), ("Q", 3), ("A", 12))}
+"""Mean length in seconds of a calendar unit -> its months."""
+
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -31,16 +35,20 @@ def main(argv: list[str]) -> int:
         __doc__,
         argv,
         required={"model": str, "input": str, "horizon": int, "out": str},
-        optional={"context": 4096, "time": "", "item": ""},
+        optional={"context": 0, "time": "", "item": ""},
     )
     out = Path(args["out"])
-    if args["horizon"] < 1 or args["context"] < 1:
-        raise ValueError(f"horizon={args['horizon']} and context={args['context']} must be at least 1")
+    if args["horizon"] < 1 or args["context"] < 0:
+        raise ValueError(f"horizon={args['horizon']} must be at least 1, context={args['context']} not negative")
     if out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"out={out} must end in .csv or .parquet")
     if not out.parent.is_dir():
         raise ValueError(f"out={out}: the folder {out.parent} does not exist")
     forecaster = Forecaster(hub.load_pretrained(args["model"]))
+    trained = hub.context_length(args["model"])
+    args["context"] = args["context"] or max(trained - args["horizon"], trained // 2)
+    if args["context"] + args["horizon"] > trained:
+        log.warning("context + horizon are longer than the %d steps the model was trained on", trained)
     frames = [forecast(forecaster, s, args) for s in read(args)]
     table = pd.concat(frames, ignore_index=True)
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
@@ -82,6 +90,11 @@ def stamps(s: Series, horizon: int) -> np.ndarray:
     steps = np.arange(1, horizon + 1)
     if s.start is None:
         return steps
+    if s.interval in CALENDAR_MONTHS:  # months differ in length: count them, from the stamp the series starts with
+        months = pd.date_range(
+            s.start, periods=s.length + horizon, freq=pd.DateOffset(months=CALENDAR_MONTHS[s.interval])
+        )
+        return months[s.length :].to_numpy()
     since = (s.length - 1 + steps) * s.interval * 1e9
     return np.datetime64(s.start, "ns") + since.astype("timedelta64[ns]")
 

@@ -12,21 +12,31 @@ import os
 import re
 import shutil
 import warnings
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 
-from toto_train.config import ConfigError, ModelConfig
+from toto_train.config import Config, ConfigError, ModelConfig
 from toto_train.model.toto import Toto
-from toto_train.module import TrainingModule
+from toto_train.optim.normuon import NorMuonAdamW
 
 log = logging.getLogger(__name__)
 
 FROZEN = ("model", "objective", "data.variates", "data.length", "global_rows", "seed")
 """Settings that a resumed run must keep; with the fingerprint of its data they decide what every step sees."""
+
+
+@dataclass
+class Position:
+    """How far a run is: completed optimizer steps (the next row is step * global_rows) and observed values seen."""
+
+    step: int = 0
+    points: int = 0
 
 
 def folders(run: Path) -> list[Path]:
@@ -35,72 +45,46 @@ def folders(run: Path) -> list[Path]:
     return sorted(p for p in found if re.fullmatch(r"step-\d+", p.name) and (p / "meta.json").is_file())
 
 
-def save(run: Path, module: TrainingModule, fingerprint: str, keep: int) -> Path:
-    """Write the checkpoint of the module's current step and drop all but the newest `keep`."""
-    config = module.config
-    final = run / "checkpoints" / f"step-{module.steps_done:08d}"
+def save(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position, fingerprint: str) -> Path:
+    """Write a checkpoint and drop all but the newest `checkpoint.keep_last`."""
+    final = run / "checkpoints" / f"step-{position.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with warnings.catch_warnings():  # one process, no process group: said by torch at every save
-        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
-        dcp.save(_state(module), checkpoint_id=temporary)
+    with _alone():
+        dcp.save(_state(model, optimizer), checkpoint_id=temporary)
     meta = {
-        "step": module.steps_done,
-        "points": module.points_done,
+        **asdict(position),
         "data_fingerprint": fingerprint,
         "config": asdict(config),
-        "versions": {name: version(name) for name in ("torch", "lightning", "numpy", "toto-train")},
+        "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")},
     }
-    (temporary / "meta.json").write_text(json.dumps(meta, indent=2))
+    with (temporary / "meta.json").open("w") as file:
+        json.dump(meta, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
     if final.exists():  # the same step of an earlier attempt
         shutil.rmtree(final)
     os.replace(temporary, final)
-    for old in folders(run)[:-keep]:
+    for old in folders(run)[: -config.checkpoint.keep_last]:
         shutil.rmtree(old)
     return final
 
 
-def resume(run: Path, module: TrainingModule, fingerprint: str) -> int:
-    """Load the newest checkpoint, if there is one; returns the step to go on from.
+def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fingerprint: str) -> Position:
+    """Load the newest checkpoint into model and optimizer, in place; the start of the run where there is none.
 
-    Raises ConfigError naming every setting that differs where the run would no longer be the same run.
+    Settings such as learning rates stay those of the config. Raises ConfigError naming every setting that differs
+    where the run would no longer be the same run, and ValueError naming a checkpoint that cannot be read.
     """
     found = folders(run)
     if not found:
-        return 0
-    meta = json.loads((found[-1] / "meta.json").read_text())
-    saved, now = meta["config"], asdict(module.config)
-    where = f"{found[-1]} was made with"
-    remedy = "use that value, another name=, or fresh=true to start over"
-    problems = []
-    for key in FROZEN:
-        before, after = _get(saved, key), _get(now, key)
-        for sub in sorted(before) if isinstance(before, dict) else [""]:
-            old, new = (before[sub], after.get(sub)) if sub else (before, after)
-            if old != new:
-                problems.append(f"{key}{'.' if sub else ''}{sub}={new!r}, but {where} {old!r}; {remedy}")
-    if not problems and meta["data_fingerprint"] != fingerprint:
-        problems.append(
-            f"data.mixture: shards, weights or sources changed since {found[-1]} was made; rows would no longer be "
-            "the ones this run was to see; restore them, or use another name= or fresh=true"
-        )
-    if module.config.schedule.max_steps < meta["step"]:
-        problems.append(f"schedule.max_steps={module.config.schedule.max_steps} is behind step {meta['step']} of {run}")
-    if problems:
+        return Position()
+    meta = read_meta(found[-1])
+    if problems := _differences(found[-1], meta, config, fingerprint):
         raise ConfigError(problems)
-    load(found[-1], module)
-    module.steps_done, module.points_done = meta["step"], meta["points"]
-    log.info("resumed %s at step %d", run, module.steps_done)
-    return module.steps_done
-
-
-def load(folder: Path, module: TrainingModule) -> None:
-    """Restore weights and optimizer state in place; settings such as learning rates stay those of the config."""
-    state = _state(module)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
-        dcp.load(state, checkpoint_id=folder)
-    module.model.load_state_dict(state["model"])
+    _load(found[-1], _state(model, optimizer))
+    log.info("resumed %s at step %d", run, meta["step"])
+    return Position(meta["step"], meta["points"])
 
 
 def load_model(run: str | Path) -> tuple[Toto, dict[str, Any]]:
@@ -108,22 +92,74 @@ def load_model(run: str | Path) -> tuple[Toto, dict[str, Any]]:
     found = folders(Path(run))
     if not found:
         raise ValueError(f"{run} holds no complete checkpoint; expected {run}/checkpoints/step-*")
-    meta = json.loads((found[-1] / "meta.json").read_text())
+    meta = read_meta(found[-1])
     model = Toto.create(ModelConfig(**meta["config"]["model"]), seed=0)
-    state = {"model": model.state_dict()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
-        dcp.load(state, checkpoint_id=found[-1])
+    _load(found[-1], {"model": model.state_dict()})
     return model, meta
 
 
-def _state(module: TrainingModule) -> dict[str, Any]:
-    """Tensors of the run by name. They are the live ones: dcp.load writes into them."""
-    optimizer = module.optimizer.state_dict()
+def read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "meta.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); {_REMEDY}") from error
+
+
+_REMEDY = "remove this checkpoint's folder to go on from the one before"
+
+
+def _differences(folder: Path, meta: dict[str, Any], config: Config, fingerprint: str) -> list[str]:
+    """Why a run with this config would not continue the run that was saved."""
+    saved, now = meta["config"], asdict(config)
+    remedy = "use that value, another name=, or fresh=true to start over"
+    problems = []
+    for key in FROZEN:
+        before, after = _get(saved, key), _get(now, key)
+        for sub in sorted(before) if isinstance(before, dict) else [""]:
+            old, new = (before[sub], after.get(sub)) if sub else (before, after)
+            if old != new:
+                name = f"{key}.{sub}" if sub else key
+                problems.append(f"{name}={new!r}, but {folder} was made with {old!r}; {remedy}")
+    if not problems and meta["data_fingerprint"] != fingerprint:
+        problems.append(
+            f"data.mixture: shards, weights or sources changed since {folder} was made; rows would no longer be "
+            "the ones this run was to see; restore them, or use another name= or fresh=true"
+        )
+    if config.schedule.max_steps < meta["step"]:
+        problems.append(f"schedule.max_steps={config.schedule.max_steps} is behind step {meta['step']} of {folder}")
+    return problems
+
+
+def _state(model: Toto, optimizer: NorMuonAdamW) -> dict[str, Any]:
+    """Tensors of the run by name: the live ones, which dcp.load writes into."""
+    state = optimizer.state_dict()
     return {
-        "model": module.model.state_dict(),
-        "optimizer": {"state": optimizer["state"], "skipped_steps": optimizer["skipped_steps"]},
+        "model": model.state_dict(),
+        "optimizer": {"state": state["state"], "skipped_steps": state["skipped_steps"]},
     }
+
+
+def _load(folder: Path, state: dict[str, Any]) -> None:
+    try:
+        with _alone():
+            dcp.load(state, checkpoint_id=folder)
+    except dcp.api.CheckpointException as error:  # no Exception to torch, but a ValueError to a user
+        raise ValueError(f"{folder} cannot be read ({error}); {_REMEDY}") from error
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without torch's remark, at every save and load, that there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
+        yield
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from its folder, not installed
+        return "unknown"
 
 
 def _get(tree: dict[str, Any], key: str) -> Any:

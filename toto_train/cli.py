@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
-from toto_train.config import Config, ConfigError, from_tree, nearest
+from toto_train.config import Config, ConfigError, RunStopped, from_tree, nearest
 
 # A group's entry "model: nano" must not be rejected for the fields that only the dataclass names, so every default is
 # in the tree Hydra composes; plain values, because types are checked afterwards, all at once.
@@ -28,22 +30,35 @@ ConfigStore.instance().store("defaults", OmegaConf.create(dataclasses.asdict(Con
 
 def main(argv: list[str], configs: Path) -> int:
     """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help, -m) go to Hydra."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    flags = [a for a in argv if a.startswith("-")]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_AboveTheBar()])
+    if any(a.startswith("-") for a in argv):
+        return _guarded(lambda: _by_hydra(argv, configs))
+    return _guarded(lambda: _run(config_from_overrides(argv, configs)))
+
+
+def _guarded(job: Callable[[], None]) -> int:
+    """Exit status of a job; what a user can cause is one message, anything else a traceback."""
     try:
-        if flags:
-            _check_overrides([a for a in argv if a not in flags and "=" in a], configs)
-            sys.argv = ["train.py", *argv]
-            hydra.main(version_base="1.3", config_path=str(configs), config_name="train")(_job)()
-            return 0
-        _run(config_from_overrides(argv, configs))
-        return 0
-    except (ConfigError, ValueError, OSError, HydraException) as error:
-        print(f"train.py: {error}" if not isinstance(error, ConfigError) else error, file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        job()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RunStopped as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the newest checkpoint", file=sys.stderr)
         return 130
+    except (ValueError, OSError, HydraException) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class _AboveTheBar(logging.Handler):
+    """Log lines on stderr that leave a progress bar whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _run(config: Config) -> None:
@@ -52,13 +67,27 @@ def _run(config: Config) -> None:
     run(config)
 
 
+def _by_hydra(argv: list[str], configs: Path) -> None:
+    flags = [a for a in argv if "=" not in a or a.startswith("-")]  # and their values: --cfg job
+    problems, good = _split_overrides([a for a in argv if a not in flags], configs)
+    if problems:
+        raise ConfigError(problems)
+    sys.argv = ["train.py", *flags, *good]
+    hydra.main(version_base="1.3", config_path=str(configs), config_name="train")(_job)()
+
+
 def _job(tree: DictConfig) -> None:
     """One job of a multirun: its folder carries what distinguishes it."""
-    config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
-    job = HydraConfig.get()
-    if job.mode == RunMode.MULTIRUN and job.job.override_dirname:
-        config.name = f"{config.name}-{job.job.override_dirname.replace('/', '.')}"
-    _run(config)
+
+    def job() -> None:
+        config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
+        facts = HydraConfig.get()
+        if facts.mode == RunMode.MULTIRUN and facts.job.override_dirname:
+            config.name = f"{config.name}-{facts.job.override_dirname.replace('/', '.')}"
+        _run(config)
+
+    if status := _guarded(job):
+        raise SystemExit(status)
 
 
 def config_from_overrides(overrides: list[str], configs: Path) -> Config:
@@ -75,12 +104,6 @@ def config_from_overrides(overrides: list[str], configs: Path) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
-
-
-def _check_overrides(overrides: list[str], configs: Path) -> None:
-    problems, _ = _split_overrides(overrides, configs)
-    if problems:
-        raise ConfigError(problems)
 
 
 def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], list[str]]:
@@ -103,8 +126,9 @@ def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], li
         if problem:
             problems.append(problem)
         else:
-            # an existing setting may be written with or without Hydra's plus signs
-            good.append(text if key in groups or key.startswith("hydra") else "++" + text.lstrip("+"))
+            # Hydra wants plus signs for new entries of the mixture, and none for what is there
+            new = key.startswith("data.mixture.") and not text.startswith("~")
+            good.append("++" + text.lstrip("+") if new else text.lstrip("+"))
     return problems, good
 
 

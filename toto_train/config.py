@@ -27,6 +27,14 @@ class ConfigError(ValueError):
         super().__init__("\n".join(f"config: {p}" for p in problems))
 
 
+class RunStopped(Exception):
+    """Training ended before its last step; `status` is the exit status that says why."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass
 class ModelConfig:
     """Architecture; the released sizes are configs/model/*.yaml."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -100,8 +101,11 @@ def config_from_official(raw: dict[str, object], name: str) -> ModelConfig:
     return config
 
 
-def save_pretrained(model: Toto, out: str | Path, card: str) -> Path:
-    """Write the folder (temporary name, then rename; an existing export of the same name is replaced)."""
+def save_pretrained(model: Toto, out: str | Path, card: str, training: Mapping[str, object] | None = None) -> Path:
+    """Write the folder (temporary name, then rename; an existing export of the same name is replaced).
+
+    training: facts for training.json, which the official loader ignores; `context_length` is the row length it saw.
+    """
     out = Path(out)
     temporary = out.with_name(out.name + ".tmp")
     if temporary.exists():
@@ -109,6 +113,8 @@ def save_pretrained(model: Toto, out: str | Path, card: str) -> Path:
     temporary.mkdir(parents=True)
     (temporary / "config.json").write_text(json.dumps(config_to_official(model.config), indent=2) + "\n")
     (temporary / "README.md").write_text(card)
+    if training:
+        (temporary / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     save_file(to_official(model), temporary / "model.safetensors", metadata={"format": "pt"})
     if out.exists():
         if not (out / "config.json").exists():
@@ -148,6 +154,12 @@ def load_pretrained(path: str | Path) -> Toto:
                 setattr(layer, tau, float(stored))
     model.load_state_dict(ours, assign=True)
     return model.requires_grad_(True)
+
+
+def context_length(path: str | Path, default: int = 4096) -> int:
+    """Longest row the model of a folder was trained on; the released models', where the folder does not say."""
+    file = Path(path) / "training.json"
+    return int(json.loads(file.read_text())["context_length"]) if file.is_file() else default
 
 
 def model_card(title: str, facts: dict[str, str]) -> str:

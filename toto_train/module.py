@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from toto_train.checkpoint import Position
 from toto_train.config import Config
 from toto_train.model.toto import Toto
 from toto_train.model.umup import set_replicas
 from toto_train.objective import loss_sum
 from toto_train.optim.normuon import NorMuonAdamW
-from toto_train.optim.recipe import build_optimizer, set_lr, wsd
+from toto_train.optim.recipe import set_lr, wsd
 
 
 class TrainingModule(pl.LightningModule):
-    """Automatic optimisation. `steps_done` counts completed optimizer steps: it is the position of the run."""
+    """Automatic optimisation; `position` advances when an optimizer step completes."""
 
-    def __init__(self, config: Config, model: Toto):
+    def __init__(self, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position):
         super().__init__()
-        self.config = config
+        self.config, self.optimizer, self.position = config, optimizer, position
         self.model = model
         self._predict = torch.compile(model.forward) if config.parallel.compile else model.forward
-        self.steps_done = 0
-        self.points_done = 0
-        """Observed values seen so far, of this process."""
-        self.optimizer: NorMuonAdamW = build_optimizer(
-            model.named_parameters(), config.optimizer, config.model.num_layers
-        )
         set_replicas(model, config.accumulation)
         self._loss, self._weight = torch.zeros(()), torch.zeros(())
         self.last: dict[str, Tensor] = {}
         """Loss and gradient norm of the last completed step, left on the device until somebody reads them."""
+        self.aside = 0.0
+        """Seconds that callbacks spent on other things than training (validation, saving); meters leave them out."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer
@@ -47,7 +47,7 @@ class TrainingModule(pl.LightningModule):
         loss, weight = loss_sum(prediction, target, mask, hidden, c.model.patch_size, c.objective.label_clamp)
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._weight = self._weight.to(loss.device) + weight
-        self.points_done += batch["points"]
+        self.position.points += batch["points"]
         # sums are accumulated and divided once, by the weight of the whole step; Lightning's own 1/accumulation goes
         return loss * c.accumulation
 
@@ -61,10 +61,21 @@ class TrainingModule(pl.LightningModule):
         if clip := self.config.optimizer.clip_norm:
             factor = factor * (clip / norm.clamp(min=clip))
         torch._foreach_mul_(gradients, factor)
-        set_lr(optimizer, wsd(self.steps_done, self.config.schedule))
+        set_lr(optimizer, wsd(self.position.step, self.config.schedule))
         self.last = {"loss": self._loss / weight, "grad_norm": norm}
         self._loss, self._weight = torch.zeros_like(self._loss), torch.zeros_like(self._weight)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.steps_done += 1  # here, so that every callback at the end of the batch sees the new position
+        self.position.step += 1  # here, so that every callback at the end of the batch sees the new position
+
+    def whole_step(self, batch_idx: int) -> bool:
+        """Whether an optimizer step ended with this micro-batch."""
+        return (batch_idx + 1) % self.config.accumulation == 0
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Count the time spent inside as not training."""
+        begin = time.perf_counter()
+        yield
+        self.aside += time.perf_counter() - begin

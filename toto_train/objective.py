@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -61,22 +63,40 @@ def _spans(order: list[int], patches: int, span: int, count: int) -> np.ndarray:
 
 
 def labels_and_weights(
-    target: Tensor, target_mask: Tensor, visible: Tensor, loc: Tensor, scale: Tensor, patch_size: int, clamp: float
+    target: Tensor,
+    target_mask: Tensor,
+    cpm_mask: Tensor | None,
+    loc: Tensor,
+    scale: Tensor,
+    patch_size: int,
+    clamp: float,
 ) -> tuple[Tensor, Tensor]:
     """Next-patch labels z [B, V, P-1, patch_size] in the space of position i, and their 0/1 weights.
 
-    No weight where the label is missing, or where nothing visible was observed at or before the position.
+    No weight where the label is missing, where nothing visible was observed at or before the position, or where the
+    position itself is empty (nothing observed, nothing masked out): it is attended by nothing and sees nothing.
     """
     following = to_patches(target, patch_size)[..., 1:, :]
     z = scale_patches(following, loc[..., :-1], scale[..., :-1]).clamp(-clamp, clamp)
     known = to_patches(target_mask, patch_size)[..., 1:, :]
-    started = to_patches(visible, patch_size).any(-1).cummax(-1).values[..., :-1]
-    return z, known & started.unsqueeze(-1)
+    observed = to_patches(target_mask, patch_size)
+    shown, alive = observed.any(-1), observed.any(-1)
+    if cpm_mask is not None:
+        hidden = ~to_patches(cpm_mask, patch_size)
+        shown, alive = (observed & ~hidden).any(-1), alive | hidden.any(-1)
+    position = (shown.cummax(-1).values & alive)[..., :-1]
+    return z, known & position.unsqueeze(-1)
+
+
+@lru_cache
+def _levels(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The quantile levels where they are used; copied to an accelerator once, not in every step."""
+    return torch.tensor(QUANTILES, dtype=dtype, device=device)
 
 
 def pinball(prediction: Tensor, label: Tensor) -> Tensor:
     """max(tau e, (tau - 1) e), e = label - prediction; prediction [..., 9], label [...] -> [..., 9]."""
-    levels = torch.tensor(QUANTILES, dtype=prediction.dtype, device=prediction.device)
+    levels = _levels(prediction.device, prediction.dtype)
     error = label.unsqueeze(-1) - prediction
     return torch.maximum(levels * error, (levels - 1) * error)
 
@@ -93,7 +113,6 @@ def loss_sum(
 
     Sums, so that accumulation and ranks divide once by the weight of the whole batch.
     """
-    visible = target_mask if cpm_mask is None else target_mask & cpm_mask
-    label, weight = labels_and_weights(target, target_mask, visible, *prediction[1:], patch_size, clamp)
+    label, weight = labels_and_weights(target, target_mask, cpm_mask, *prediction[1:], patch_size, clamp)
     per_label = pinball(prediction.z[..., :-1, :, :], torch.where(weight, label, 0.0)).mean(-1)
     return (per_label * weight).sum(), weight.sum().float()

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.util
 import json
 import logging
 import os
 import shutil
 import sys
+import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from toto_train import checkpoint, hub, plan
 from toto_train.callbacks.meters import Meters, MetricsFile
 from toto_train.callbacks.saving import Saving
 from toto_train.callbacks.validation import Validation
-from toto_train.config import Config, ConfigError, to_yaml
+from toto_train.config import Config, ConfigError, RunStopped, to_yaml
 from toto_train.data.loader import RowDataModule
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, evaluate
@@ -27,8 +34,13 @@ from toto_train.evaluation.tasks import TaskSet
 from toto_train.forecast import Forecaster
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
+from toto_train.optim.recipe import build_optimizer
 
 log = logging.getLogger(__name__)
+
+
+OWN = ("checkpoints", "export", "metrics.csv", "scores.json", "report.html", "wandb", "wandb.id", "config.yaml")
+"""What a run leaves in its folder; fresh=true removes these and nothing else."""
 
 
 def run(config: Config) -> None:
@@ -36,22 +48,26 @@ def run(config: Config) -> None:
     if config.plan:
         sys.stdout.write(plan.describe(config) + "\n")
         return
+    # everything that can be wrong is found before a folder is touched
+    device = pick_device(config)
     data = RowDataModule(config)
-    fingerprint = data.order.fingerprint  # opens the shards: a missing or truncated one stops here
+    fingerprint = data.order.fingerprint
     validation = TaskSet.open(config.validation) if config.validate_every else None
     heldout = TaskSet.open(config.heldout) if config.report and config.heldout.path else None
-    folder = open_folder(config)
-    log.info("%s\n", plan.describe(config))
-
-    device = pick_device(config)
-    model = Toto.create(config.model, config.seed, device)
-    module = TrainingModule(config, model)
-    start = data.start_step = checkpoint.resume(folder, module, fingerprint)
-    write_text(folder / "config.yaml", to_yaml(config))
-    if start < config.schedule.max_steps:
-        fit(config, folder, module, data, validation, fingerprint)
-    if config.report:
-        finish(config, folder, module, heldout)
+    if config.logger.wandb != "off" and importlib.util.find_spec("wandb") is None:
+        raise ConfigError([f"logger.wandb={config.logger.wandb!r} needs wandb: pip install 'toto-train[wandb]'"])
+    with open_folder(config) as folder:
+        log.info("%s\n", plan.describe(config))
+        model = Toto.create(config.model, config.seed, device)
+        optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
+        position = checkpoint.resume(folder, config, model, optimizer, fingerprint)
+        write_text(folder / "config.yaml", to_yaml(config))
+        data.start_step = position.step
+        module = TrainingModule(config, model, optimizer, position)
+        if position.step < config.schedule.max_steps:
+            fit(folder, module, data, validation, fingerprint)
+        if config.report:
+            finish(folder, config, model.to(device), position, heldout)
 
 
 def pick_device(config: Config) -> str:
@@ -61,41 +77,73 @@ def pick_device(config: Config) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-def open_folder(config: Config) -> Path:
-    """Make (or with fresh=true remake) the run folder, and be sure that it can be written."""
-    folder = Path(config.out) / config.name
+@contextmanager
+def open_folder(config: Config) -> Iterator[Path]:
+    """The run folder, made or (fresh=true) emptied of what runs leave, and held against a second run."""
+    folder, opened = Path(config.out) / config.name, False
     try:
-        if config.fresh and folder.exists():
-            if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
-                raise ConfigError([f"fresh=true: {folder} is no run folder (no config.yaml); not deleting it"])
-            shutil.rmtree(folder)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for leftover in (folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
-            shutil.rmtree(leftover)
-        write_text(folder / "config.yaml.probe", "")
-        (folder / "config.yaml.probe").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not _is_run(folder):
+            raise ConfigError([f"name={config.name!r}: {folder} is not empty and no run folder; choose another name="])
+        with (folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError([f"name={config.name!r}: another run is writing {folder}"]) from None
+            if config.fresh:
+                _clear(folder)
+            if not (folder / "config.yaml").exists():
+                write_text(folder / "config.yaml", to_yaml(config))
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            for leftover in (folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
+                shutil.rmtree(leftover)
+            opened = True
+            yield folder
     except OSError as error:
+        if opened:
+            raise
         raise OSError(
             f"cannot write the run folder {folder}: {error.strerror}; choose another out= or name="
         ) from error
-    return folder
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or the start of one."""
+    if not (folder / "config.yaml").is_file():
+        return all(p.name == ".lock" for p in folder.iterdir())
+    tree = OmegaConf.load(folder / "config.yaml")
+    return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run leaves; checkpoints get another name first, so that half of them is never resumed from."""
+    doomed = folder / "checkpoints.tmp"
+    shutil.rmtree(doomed, ignore_errors=True)
+    if (folder / "checkpoints").exists():
+        os.replace(folder / "checkpoints", doomed)
+    for path in (doomed, *(folder / name for name in OWN)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def fit(
-    config: Config, folder: Path, module: TrainingModule, data: RowDataModule, validation: TaskSet | None, mark: str
+    folder: Path, module: TrainingModule, data: RowDataModule, validation: TaskSet | None, fingerprint: str
 ) -> None:
-    """Train from the module's position to the end of the schedule."""
-    total, start = config.schedule.max_steps, module.steps_done
+    """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
+    config, start = module.config, module.position.step
+    total = config.schedule.max_steps
     meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total)
     callbacks: list[pl.Callback] = []
     if validation is not None:
-        callbacks.append(Validation(validation, meters, config.validate_every, total))
-    callbacks += [meters, Saving(folder, mark, total)]  # in this order: scores, then the row that holds them
+        callbacks.append(Validation(validation, meters))
+    callbacks += [meters, Saving(folder, fingerprint)]  # in this order: scores, then the row that holds them
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     trainer = pl.Trainer(
-        accelerator="gpu" if module.model.head.skip.weight.is_cuda else "cpu",
+        accelerator="gpu" if next(module.parameters()).is_cuda else "cpu",
         devices=1,
         max_steps=total - start,
         max_epochs=-1,
@@ -108,62 +156,72 @@ def fit(
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data)
-    if module.steps_done < total:
-        raise KeyboardInterrupt  # Lightning swallows it; the run is not whole
+    status = 0
+    try:
+        trainer.fit(module, datamodule=data)
+    except (SystemExit, KeyboardInterrupt) as signal:  # how Lightning ends on SIGTERM and on Ctrl-C
+        status = 143 if isinstance(signal, SIGTERMException) else 130
+    if status or module.position.step < total:
+        saved = [p.name for p in checkpoint.folders(folder)[-1:]] or ["the start"]
+        message = f"stopped at step {module.position.step} of {total}; the same command resumes from {saved[0]}"
+        raise RunStopped(message, status or 1)
 
 
 def wandb_logger(config: Config, folder: Path) -> Logger | bool:
+    """The run's W&B logger, which a resumed run continues and a fresh one does not."""
     if config.logger.wandb == "off":
         return False
-    try:
-        from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.loggers import WandbLogger
 
-        return WandbLogger(
-            name=config.name,
-            project=config.logger.project,
-            save_dir=str(folder),
-            offline=config.logger.wandb == "offline",
-            id=config.name,
-            resume="allow",
-        )
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            [f"logger.wandb={config.logger.wandb!r} needs wandb: pip install 'toto-train[wandb]'"]
-        ) from error
+    if not (folder / "wandb.id").exists():
+        write_text(folder / "wandb.id", f"{config.name}-{uuid.uuid4().hex[:8]}")
+    return WandbLogger(
+        name=config.name,
+        project=config.logger.project,
+        save_dir=str(folder),
+        offline=config.logger.wandb == "offline",
+        id=(folder / "wandb.id").read_text(),
+        resume="allow",
+    )
 
 
-def finish(config: Config, folder: Path, module: TrainingModule, heldout: TaskSet | None) -> None:
-    """Export, score on series the run never saw, report."""
+def finish(folder: Path, config: Config, model: Toto, position: checkpoint.Position, heldout: TaskSet | None) -> None:
+    """Score on series the run never saw, export, report."""
     facts = {
-        "model": f"{config.model.name}, {sum(p.numel() for p in module.model.parameters()):,} parameters",
-        "steps": f"{module.steps_done:,}",
-        "observed points seen": f"{module.points_done:,}",
+        "model": f"{config.model.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "steps": f"{position.step:,}",
+        "observed points seen": f"{position.points:,}",
         "seed": str(config.seed),
     }
     scores: Scores | None = None
     if heldout is not None:
         with tqdm(total=len(heldout), unit="window", desc="scoring", disable=not sys.stderr.isatty()) as bar:
             scores = evaluate(
-                Forecaster(module.model, module.device),
+                Forecaster(model, next(model.parameters()).device),
                 heldout,
                 examples=6,
                 seed=config.seed,
                 progress=lambda done, _: bar.update(done - bar.n),
             )
-        write_text(folder / "scores.json", json.dumps(scores.to_dict(), indent=2))
+        write_text(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, allow_nan=False))
         for name, interval in scores.overall.items():
             facts[f"held-out {name.upper()} over Seasonal Naive's"] = (
                 f"{interval.value:.3f} (95% interval {interval.low:.3f} to {interval.high:.3f})"
             )
         log.info("\n%s", score_table(scores))
     title = f"{config.name}: a {config.model.name} Toto 2.0-class forecaster"
-    export = hub.save_pretrained(module.model, folder / "export", hub.model_card(title, facts))
+    training = {"context_length": config.data.length, "steps": position.step, "points": position.points}
+    export = hub.save_pretrained(model, folder / "export", hub.model_card(title, facts), training)
     report = write_report(folder, title, facts, folder / "metrics.csv", scores)
-    lines = [f"  {what.ljust(12)}{path}" for what, path in {
-        "report": report, "scores": folder / "scores.json", "metrics": folder / "metrics.csv",
-        "config": folder / "config.yaml", "checkpoints": folder / "checkpoints", "export": export,
-    }.items() if path.exists()]  # fmt: skip
+    made = {
+        "report": report,
+        "scores": folder / "scores.json",
+        "metrics": folder / "metrics.csv",
+        "config": folder / "config.yaml",
+        "checkpoints": folder / "checkpoints",
+        "export": export,
+    }
+    lines = [f"  {what.ljust(12)}{path}" for what, path in made.items() if path.exists()]
     sys.stdout.write("\n".join([f"run {config.name} is complete:", *lines, ""]))
 
 

@@ -95,6 +95,10 @@ def test_accumulation_gives_the_step_of_the_whole_batch(small_job, train_py, tmp
     job = [*small_job, "heldout.path=''", "schedule.max_steps=6", "optimizer.normuon.orthogonalize_dtype=fp32"]
     for micro in (1, 4):
         assert train_py(*job, f"micro_rows={micro}", f"name=micro{micro}").returncode == 0
+    # gradients first: NorMuon and AdamW would hide a wrong scale, the norm of the gradient does not
+    for a, b in zip(*(rows(tmp_path / "runs" / f"micro{m}") for m in (1, 4)), strict=True):
+        assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-3)
+        assert float(a["train/grad_norm"]) == pytest.approx(float(b["train/grad_norm"]), rel=1e-2)
     one, four = (load_file(tmp_path / "runs" / f"micro{m}" / "export" / "model.safetensors") for m in (1, 4))
     for name in one:
         scale = float(four[name].abs().max()) or 1.0
@@ -131,13 +135,89 @@ def test_a_changed_model_or_corpus_is_refused_by_name(small_job, train_py, corpu
     assert fresh.returncode == 0, fresh.stderr
 
 
-def test_fresh_deletes_run_folders_only(small_job, train_py, tmp_path):
-    (tmp_path / "runs" / "small").mkdir(parents=True)
-    (tmp_path / "runs" / "small" / "thesis.txt").write_text("years of work")
-    done = train_py(*small_job, "fresh=true")
-    assert done.returncode != 0
-    assert "no run folder" in done.stderr
-    assert (tmp_path / "runs" / "small" / "thesis.txt").exists()
+def test_fresh_removes_what_runs_leave_and_nothing_else(small_job, train_py, tmp_path):
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("years of work")
+    (folder / "config.yaml").write_text("editor: vim\n")
+    for fresh in ("fresh=true", "fresh=false"):
+        done = train_py(*small_job, fresh)
+        assert done.returncode == 2
+        assert "no run folder" in done.stderr
+    assert sorted(p.name for p in folder.iterdir()) == ["config.yaml", "thesis.txt"]
+    (folder / "config.yaml").unlink()
+    (folder / "thesis.txt").unlink()
+
+    assert train_py(*small_job, "heldout.path=''").returncode == 0
+    (folder / "notes.txt").write_text("what I saw")
+    first = weights(folder)
+    wrong = train_py(*small_job, "fresh=true", "heldout.path=nowhere")
+    assert wrong.returncode != 0
+    assert weights(folder) == first  # found wrong before anything was removed
+    assert train_py(*small_job, "fresh=true", "seed=7", "heldout.path=''").returncode == 0
+    assert weights(folder) != first
+    assert (folder / "notes.txt").exists()
+
+
+def stop(job: list[str], run: Path, number: int) -> subprocess.Popen[str]:
+    """Start a job and send it a signal once it has trained some steps."""
+    command = [sys.executable, str(ROOT / "train.py"), *job, "schedule.max_steps=2000", "heldout.path=''"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if (run / "metrics.csv").exists() and len(rows(run)) > 6:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_and_does_not_pretend_to_be_whole(small_job, tmp_path, number, status):
+    run = tmp_path / "runs" / "small"
+    process = stop(small_job, run, number)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == status, stderr
+    assert "the same command resumes from step-" in stderr
+    assert not (run / "export").exists()
+
+
+def test_two_runs_of_one_name_do_not_share_a_folder(small_job, train_py, tmp_path):
+    import fcntl
+
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = train_py(*small_job)
+    assert done.returncode == 2
+    assert "another run is writing" in done.stderr
+
+
+def test_a_damaged_checkpoint_is_named(small_job, train_py, tmp_path):
+    job = [*small_job, "heldout.path=''"]
+    assert train_py(*job, "schedule.max_steps=8").returncode == 0
+    newest = sorted((tmp_path / "runs" / "small" / "checkpoints").iterdir())[-1]
+    file = next(newest.glob("*.distcp"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    damaged = train_py(*job)
+    assert damaged.returncode == 1
+    assert str(newest) in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+    file.write_bytes(whole)
+    (newest / "meta.json").write_text("")
+    assert "meta.json is damaged" in train_py(*job).stderr
+
+
+def test_a_half_written_metrics_row_does_not_stop_a_resume(small_job, train_py, tmp_path):
+    job = [*small_job, "heldout.path=''"]
+    assert train_py(*job, "schedule.max_steps=8").returncode == 0
+    file = tmp_path / "runs" / "small" / "metrics.csv"
+    file.write_text(file.read_text() + "9,12")
+    assert train_py(*job).returncode == 0
+    assert [r["step"] for r in rows(file.parent)] == ["2", "4", "6", "8", "10", "12"]
 
 
 def broken_copy(corpus: Path, tmp_path: Path) -> Path:

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from toto_train import hub
-from toto_train.config import ModelConfig
+from toto_train.config import Config, ModelConfig
 from toto_train.model.decoder import MaskFlags
-from toto_train.model.toto import Prediction, Toto, parameter_count
+from toto_train.model.toto import Prediction, Toto
 from toto_train.model.umup import set_replicas
 from toto_train.objective import loss_sum, patch_mask
+from toto_train.plan import plan
 
 PATCH = 32
 SIZES = {
@@ -77,7 +78,10 @@ def batch(steps: int, gaps: bool, cpm: bool, several: bool, seed: int = 0):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameter_counts_are_those_of_the_released_models(name):
-    assert parameter_count(config(name)) == SIZES[name][-1]
+    facts = plan(Config(model=config(name)))
+    assert facts.parameters == SIZES[name][-1]
+    # 6 N FLOPs a patch, N the matrices: vectors are less than one parameter in a hundred
+    assert 0.99 < facts.matmul_flops / (6 * facts.parameters * facts.patches_per_step) < 1
 
 
 CASES = [

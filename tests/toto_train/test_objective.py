@@ -97,17 +97,28 @@ def example(steps: int = 6 * PATCH):
 def test_missing_labels_and_positions_without_history_carry_no_weight():
     x, mask = example()
     loc, scale = causal_loc_scale(x, mask, PATCH)
-    _, weight = labels_and_weights(x, mask, mask, loc, scale, PATCH, 20.0)
+    _, weight = labels_and_weights(x, mask, None, loc, scale, PATCH, 20.0)
     assert not weight[1, 1].any()
     assert not weight[0, 0, :2].any()  # nothing was seen at or before these positions
     assert torch.equal(weight[0, 0, 2:], mask[0, 0].unflatten(-1, (-1, PATCH))[3:])
     assert torch.equal(weight[0, 1], mask[0, 1].unflatten(-1, (-1, PATCH))[1:])
 
 
+def test_empty_positions_carry_no_weight_and_hidden_ones_do():
+    """Patches: observed, observed, missing, observed but hidden, observed."""
+    x = torch.arange(5.0 * PATCH).reshape(1, 1, -1)
+    mask, cpm = torch.ones_like(x, dtype=torch.bool), torch.ones_like(x, dtype=torch.bool)
+    mask[..., 2 * PATCH : 3 * PATCH] = False
+    cpm[..., 3 * PATCH : 4 * PATCH] = False
+    loc, scale = causal_loc_scale(x, mask & cpm, PATCH)
+    _, weight = labels_and_weights(x, mask, cpm, loc, scale, PATCH, 20.0)
+    assert weight[0, 0].sum(-1).tolist() == [PATCH, 0, 0, PATCH]
+
+
 def test_labels_invert_to_the_values():
     x, mask = example()
     loc, scale = causal_loc_scale(x, mask, PATCH)
-    label, weight = labels_and_weights(x, mask, mask, loc, scale, PATCH, 1e9)
+    label, weight = labels_and_weights(x, mask, None, loc, scale, PATCH, 1e9)
     back = torch.sinh(label) * scale[..., :-1, None] + loc[..., :-1, None]
     truth = x.unflatten(-1, (-1, PATCH))[..., 1:, :]
     torch.testing.assert_close(back[weight], truth[weight], rtol=1e-4, atol=1e-4)
@@ -118,7 +129,7 @@ def test_label_clamp_bounds_a_broken_series():
     x[0, 1, 3 * PATCH] = 1e30
     mask[0, 1, 3 * PATCH] = True
     loc, scale = causal_loc_scale(x, mask, PATCH)
-    label, _ = labels_and_weights(x, mask, mask, loc, scale, PATCH, 20.0)
+    label, _ = labels_and_weights(x, mask, None, loc, scale, PATCH, 20.0)
     assert label.abs().max() <= 20
 
 

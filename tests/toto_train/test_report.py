@@ -19,7 +19,7 @@ from toto_train.evaluation.report import read_metrics, write_report
 from toto_train.evaluation.score import evaluate
 from toto_train.evaluation.tasks import TaskSet
 
-CSV = """step,points,train/loss,train/lr,val/relative_mwql
+CSV = """step,points,train/loss,train/lr_normuon,val/relative_mwql
 0,0,0.9,0.0,
 1,1000,0.8,0.1,
 1,,,,0.95

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.series import Series
 from data_pipelines.shards import write_shards
 from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig
-from toto_train.data.rows import Rows, fill
+from toto_train.data.rows import Rows
 
 LENGTH, VARIATES, PATCH = 128, 8, 16
 
@@ -97,11 +97,6 @@ def test_masks_depend_on_seed_and_row_only(folder):
         np.testing.assert_array_equal(array[0], together[name][1], err_msg=name)
     other = Rows(config(folder, seed=1)).batch(range(20))["cpm_mask"]
     assert (other != rows.batch(range(20))["cpm_mask"]).any()
-
-
-def test_fill_counts_points_and_slots(folder):
-    mask = Rows(config(folder)).batch([0, 1])["target_mask"]
-    assert fill(mask) == (mask.sum(), 2 * VARIATES * LENGTH)
 
 
 def test_read_error_names_row_series_and_shard(folder, tmp_path):

@@ -23,7 +23,8 @@ COLUMNS = (
     "train/skipped_steps", "perf/points_per_s", "perf/slots_per_s", "perf/data_wait", "val/mwql", "val/mase",
 )  # fmt: skip
 """points: observed values seen so far; points_per_s and slots_per_s count observed values and all places of the rows;
-data_wait: share of wall time spent waiting for batches; val/*: relative to Seasonal Naive on the validation tasks."""
+data_wait: share of the time spent waiting for batches; rates and waits leave out validation and saving;
+val/*: relative to Seasonal Naive on the validation tasks."""
 
 
 class MetricsFile:
@@ -31,10 +32,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, start_step: int):
         self.path = path
-        kept: list[dict[str, str]] = []
-        if path.exists() and start_step:
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= start_step]
+        kept = [row for row in _whole_rows(path) if int(row["step"]) <= start_step]
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -46,6 +44,15 @@ class MetricsFile:
     def write(self, row: dict[str, float | int]) -> None:
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv; a killed run may have left the last one half written."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n") and line.count(",") == len(COLUMNS) - 1]
+    return [row for row in csv.DictReader(whole) if row["step"].isdigit() and row["seconds"]]
 
 
 class Meters(pl.Callback):
@@ -60,39 +67,44 @@ class Meters(pl.Callback):
         assert isinstance(module, TrainingModule)
         self.watched = sys.stderr.isatty()
         self.bar = tqdm(
-            total=self.total, initial=module.steps_done, unit="step", disable=not self.watched, dynamic_ncols=True
+            total=self.total, initial=module.position.step, unit="step", disable=not self.watched, dynamic_ncols=True
         )
-        self.begin = self.window_begin = self.last_end = self.last_line = time.perf_counter()
-        self.first = self.window_step = module.steps_done
-        self.window_points = module.points_done
-        self.waited = 0.0
+        self.begin = self.last_end = self.last_line = time.perf_counter()
+        self.first, self.last_aside = module.position.step, module.aside
         self.slots = module.config.points_per_step
+        self._start_window(module, self.begin)
+
+    def _start_window(self, module: TrainingModule, now: float) -> None:
+        self.window_begin, self.window_aside, self.waited = now, module.aside, 0.0
+        self.window_step, self.window_points = module.position.step, module.position.points
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        self.waited += time.perf_counter() - self.last_end
+        assert isinstance(module, TrainingModule)
+        # other callbacks ran after this one noted the end of the last batch: their time is no waiting
+        self.waited += time.perf_counter() - self.last_end - (module.aside - self.last_aside)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        if (batch_idx + 1) % module.config.accumulation == 0 and (
-            module.steps_done % self.every == 0 or module.steps_done == self.total
-        ):
+        step = module.position.step
+        if module.whole_step(batch_idx) and (step % self.every == 0 or step == self.total or self.validation):
             self._report(trainer, module)
-        self.last_end = time.perf_counter()
+        self.last_end, self.last_aside = time.perf_counter(), module.aside
 
     def _report(self, trainer: pl.Trainer, module: TrainingModule) -> None:
         now = time.perf_counter()
-        steps, elapsed = module.steps_done - self.window_step, now - self.window_begin
-        points = module.points_done - self.window_points
+        position = module.position
+        steps, points = position.step - self.window_step, position.points - self.window_points
+        elapsed = now - self.window_begin - (module.aside - self.window_aside)
         # one transfer for everything that lives on the device
         loss, norm, skipped = torch.stack(
             [module.last["loss"], module.last["grad_norm"], module.optimizer.skipped_steps.float()]
         ).tolist()
         lr = {group["kind"]: group["lr"] for group in module.optimizer.param_groups}
         row: dict[str, float | int] = {
-            "step": module.steps_done,
-            "points": module.points_done,
+            "step": position.step,
+            "points": position.points,
             "seconds": round(self.file.seconds_before + now - self.begin, 2),
             "train/loss": loss,
             "train/lr_normuon": lr["normuon"],
@@ -107,11 +119,9 @@ class Meters(pl.Callback):
         self.validation = {}
         self.file.write(row)
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=module.steps_done)
-        self._show(row, now, module.steps_done)
-        self.window_begin, self.window_step, self.window_points, self.waited = (
-            now, module.steps_done, module.points_done, 0.0,
-        )  # fmt: skip
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=position.step)
+        self._show(row, now, position.step)
+        self._start_window(module, now)
 
     def _show(self, row: dict[str, float | int], now: float, step: int) -> None:
         text = (

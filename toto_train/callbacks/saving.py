@@ -12,14 +12,14 @@ from toto_train.module import TrainingModule
 
 
 class Saving(pl.Callback):
-    def __init__(self, run: Path, fingerprint: str, total_steps: int):
-        self.run, self.fingerprint, self.total = run, fingerprint, total_steps
+    def __init__(self, run: Path, fingerprint: str):
+        self.run, self.fingerprint = run, fingerprint
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        settings = module.config.checkpoint
-        due = module.steps_done % settings.every_steps == 0 or module.steps_done == self.total
-        if due and (batch_idx + 1) % module.config.accumulation == 0:
-            checkpoint.save(self.run, module, self.fingerprint, settings.keep_last)
+        step, c = module.position.step, module.config
+        if module.whole_step(batch_idx) and (step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps):
+            with module.set_aside():
+                checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint)

@@ -18,24 +18,24 @@ log = logging.getLogger(__name__)
 
 
 class Validation(pl.Callback):
-    """Every `every` steps and at the end: MWQL and MASE relative to Seasonal Naive, geometric mean over sources."""
+    """Every `validate_every` steps and at the end: MWQL and MASE over Seasonal Naive's, geometric mean of sources."""
 
-    def __init__(self, tasks: TaskSet, meters: Meters, every: int, total_steps: int):
-        self.tasks, self.meters, self.every, self.total = tasks, meters, every, total_steps
+    def __init__(self, tasks: TaskSet, meters: Meters):
+        self.tasks, self.meters = tasks, meters
         self.baseline: Sums | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        if (batch_idx + 1) % module.config.accumulation:
+        step, c = module.position.step, module.config
+        if not module.whole_step(batch_idx) or (step % c.validate_every and step != c.schedule.max_steps):
             return
-        if module.steps_done % self.every and module.steps_done != self.total:
-            return
-        training = module.model.training
-        scores = evaluate(Forecaster(module.model, module.device), self.tasks, baseline=self.baseline, draws=0)
-        module.model.train(training)
+        with module.set_aside():
+            training = module.model.training
+            scores = evaluate(Forecaster(module.model, module.device), self.tasks, baseline=self.baseline, draws=0)
+            module.model.train(training)
         self.baseline = scores.baseline
         self.meters.validation = {name: interval.value for name, interval in scores.overall.items()}
         text = ", ".join(f"{name} {value:.3f}" for name, value in self.meters.validation.items())
-        log.info("step %d: validation relative to Seasonal Naive: %s", module.steps_done, text)
+        log.info("step %d: validation relative to Seasonal Naive: %s", step, text)

@@ -74,7 +74,10 @@ class RowLoader(DataLoader):
         """Tensors by the names of `Rows.batch`; `flags` and `points` stay plain, for use without a device sync."""
         for batch in super().__iter__():
             flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))
-            yield {name: torch.from_numpy(array) for name, array in batch.items()} | {"flags": flags, "points": points}
+            tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+            if torch.cuda.is_available():  # what lets the copy to the device run beside the step
+                tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+            yield {**tensors, "flags": flags, "points": points}
 
     def __len__(self) -> int:
         data = self.dataset

@@ -85,8 +85,3 @@ class Rows:
         observed = np.logical_or.reduce(mask.reshape(patches), axis=-1)
         visible = patch_mask(rng, observed, ids, self.objective.max_span, self.objective.max_rate)
         out.reshape(patches)[...] = visible[:, :, None]
-
-
-def fill(target_mask: np.ndarray) -> tuple[int, int]:
-    """(observed points, slots) of rows; rates are given for both."""
-    return int(np.count_nonzero(target_mask)), target_mask.size

@@ -27,16 +27,14 @@ def write_report(
     facts: dict[str, str],
     metrics_csv: Path | None = None,
     scores: Scores | None = None,
-    subtitle: str = "",
-    filename: str = "report.html",
 ) -> Path:
-    """Write `run_dir`/`filename` and return it; the file appears whole or not at all.
+    """Write `run_dir`/report.html and return it; the file appears whole or not at all.
 
-    facts: label -> value, shown as given. metrics_csv: columns step, points, train/loss, train/lr, val/...; every
-    column may be absent and every cell empty. scores: with `examples` for the forecasts.
+    facts: label -> value, shown as given. metrics_csv: columns step, points, train/loss, train/lr_normuon, val/...;
+    every column may be absent and every cell empty. scores: with `examples` for the forecasts.
     """
     metrics = read_metrics(metrics_csv) if metrics_csv is not None and metrics_csv.is_file() else {}
-    sections = [_header(title, subtitle)]
+    sections = [_header(title)]
     if scores is not None:
         sections.append(_headline(scores))
     sections.append(_training(metrics))
@@ -50,7 +48,7 @@ def write_report(
         f'content="light dark"><title>{escape(title)}</title><style>{style}</style></head>\n'
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
-    return _write_whole(Path(run_dir) / filename, page)
+    return _write_whole(Path(run_dir) / "report.html", page)
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -82,8 +80,8 @@ def _write_whole(path: Path, text: str) -> Path:
     return path
 
 
-def _header(title: str, subtitle: str) -> str:
-    return f"<header><h1>{escape(title)}</h1>{f'<p>{escape(subtitle)}</p>' if subtitle else ''}</header>"
+def _header(title: str) -> str:
+    return f"<header><h1>{escape(title)}</h1></header>"
 
 
 def _headline(scores: Scores) -> str:
@@ -116,7 +114,7 @@ def _training(metrics: dict[str, np.ndarray]) -> str:
     x, unit_name = _filled(metrics[unit]), "points seen" if unit == "points" else "step"
     cards = []
     if np.isfinite(metrics.get("train/loss", np.array([]))).any():
-        rate = metrics.get("train/lr")
+        rate = metrics.get("train/lr_normuon")
         rate = rate if rate is not None and np.isfinite(rate).any() else None
         plot = plots.training_curve(x, metrics["train/loss"], rate, unit_name, "loss")
         cards.append(f'<figure class="card"><figcaption>Training</figcaption>{plot}</figure>')

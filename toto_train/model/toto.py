@@ -68,9 +68,3 @@ class Toto(nn.Module):
 def mask_flags(ids: Tensor) -> MaskFlags:
     """Read from group ids [B, V, P] what masks they need."""
     return MaskFlags(bool((ids < 0).any()), bool((ids != ids[:, :1]).any()))
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """Exact number of parameters, without allocating them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Toto(config).parameters())

@@ -1,0 +1,147 @@
+"""From summed losses to the update: division by the global weight, clipping, the schedule, and what resume restores."""
+
+import pytest
+import torch
+
+from toto_train import checkpoint
+from toto_train.checkpoint import Position
+from toto_train.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from toto_train.model.decoder import MaskFlags
+from toto_train.model.toto import Toto
+from toto_train.module import TrainingModule
+from toto_train.objective import loss_sum
+from toto_train.optim.recipe import build_optimizer
+
+
+def module(clip: float = 7.0, micro: int = 4, **parallel) -> TrainingModule:
+    config = Config(
+        model=ModelConfig(d_model=32, d_ff=64),
+        data=DataConfig(variates=2, length=128),
+        optimizer=OptimizerConfig(clip_norm=clip),
+        schedule=ScheduleConfig(max_steps=10, warmup_steps=2, decay_steps=4),
+        global_rows=4,
+        micro_rows=micro,
+    )
+    for key, value in parallel.items():
+        setattr(config.parallel, key, value)
+    model = Toto.create(config.model, seed=0)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
+    return TrainingModule(config, model, optimizer, Position())
+
+
+def batch() -> dict:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(4, 2, 128, generator=generator).cumsum(-1) + 10
+    mask = torch.rand(target.shape, generator=generator) > 0.3
+    mask[0, 0] = False
+    cpm = torch.ones_like(mask)
+    cpm[:, :, 64:96] = False
+    ids = torch.tensor([[0, 1]] * 4)
+    return {
+        "target": torch.where(mask, target, 0.0), "target_mask": mask, "cpm_mask": cpm, "series_ids": ids,
+        "flags": MaskFlags(), "points": int(mask.sum()),
+    }  # fmt: skip
+
+
+def rows(whole: dict, start: int, stop: int) -> dict:
+    return {k: v[start:stop] if isinstance(v, torch.Tensor) else v for k, v in whole.items()}
+
+
+def gradients(m: TrainingModule, micro: int) -> dict[str, torch.Tensor]:
+    """Gradients as the optimizer gets them; Lightning divides each loss by the accumulation."""
+    whole = batch()
+    for i in range(0, 4, micro):
+        (m.training_step(rows(whole, i, i + micro), i) / m.config.accumulation).backward()
+    m.on_before_optimizer_step(m.optimizer)
+    return {n: p.grad for n, p in m.model.named_parameters()}
+
+
+def test_gradients_are_those_of_the_global_mean_at_any_accumulation():
+    whole, model = batch(), module().model
+    prediction = model(whole["target"], whole["target_mask"], whole["cpm_mask"], whole["series_ids"])
+    loss, weight = loss_sum(prediction, whole["target"], whole["target_mask"], whole["cpm_mask"], 32, 20.0)
+    (loss / weight).backward()
+    expected = {n: p.grad for n, p in model.named_parameters()}
+    for micro in (4, 2, 1):
+        m = module(micro=micro, clip=0.0)
+        got = gradients(m, micro)
+        for name, g in expected.items():
+            torch.testing.assert_close(got[name], g, rtol=1e-4, atol=1e-6 * float(g.abs().max()) + 1e-12)
+        torch.testing.assert_close(m.last["loss"], (loss / weight).detach())
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_clipping_bounds_the_global_norm_and_keeps_the_direction(clip):
+    free, clipped = gradients(module(clip=0.0), 4), gradients(module(clip=clip), 4)
+    norm = torch.stack([g.norm() for g in free.values()]).norm()
+    assert 1e-3 < norm < 1e6
+    factor = min(1.0, clip / float(norm))
+    for name, g in free.items():
+        torch.testing.assert_close(clipped[name], g * factor, rtol=1e-4, atol=1e-12)
+
+
+def test_each_step_uses_its_own_learning_rate():
+    m = module()
+    for step, factor in ((0, 0.5), (1, 1.0), (6, 1.0), (9, 0.25)):
+        m.position.step = step
+        gradients(m, 4)
+        assert m.optimizer.param_groups[0]["lr"] == pytest.approx(0.652 * factor)
+
+
+def test_a_batch_without_any_label_changes_nothing_but_decay():
+    m = module()
+    dead = batch()
+    dead["target_mask"] = torch.zeros_like(dead["target_mask"])
+    dead["target"] = torch.zeros_like(dead["target"])
+    before = {n: p.clone() for n, p in m.model.named_parameters()}
+    m.training_step(dead, 0).backward()
+    m.on_before_optimizer_step(m.optimizer)
+    m.optimizer.step()
+    for name, p in m.model.named_parameters():
+        torch.testing.assert_close(p, before[name], rtol=1e-6, atol=1e-6)
+    assert int(m.optimizer.skipped_steps) == 0
+
+
+def test_a_checkpoint_restores_every_tensor_and_the_position(tmp_path):
+    m = module()
+    for _ in range(3):
+        gradients(m, 4)
+        m.optimizer.step()
+        m.optimizer.zero_grad()
+        m.position.step += 1
+    checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    again = module()
+    position = checkpoint.resume(tmp_path, again.config, again.model, again.optimizer, "data")
+    assert position == m.position
+    for (name, a), (_, b) in zip(m.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    one, two = (x.optimizer.state_dict()["state"] for x in (m, again))
+    for name, state in one.items():
+        for key, tensor in state.items():
+            assert torch.equal(tensor, two[name][key]), (name, key)
+    assert any(bool(s["momentum"].any()) for s in one.values() if "momentum" in s)
+
+
+def test_a_resumed_run_may_change_its_learning_rate(tmp_path):
+    m = module()
+    checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    other = module()
+    other.config.optimizer.normuon.lr = 0.1
+    optimizer = build_optimizer(other.model.named_parameters(), other.config.optimizer, 4)
+    checkpoint.resume(tmp_path, other.config, other.model, optimizer, "data")
+    assert optimizer.param_groups[0]["initial_lr"] == 0.1
+
+
+def test_old_checkpoints_go_when_new_ones_are_whole(tmp_path):
+    m = module()
+    for step in (1, 2, 3, 10):
+        m.position.step = step
+        checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    assert [p.name for p in checkpoint.folders(tmp_path)] == ["step-00000003", "step-00000010"]
+
+
+@pytest.mark.slow
+def test_compiled_training_takes_the_same_step():
+    eager, compiled = gradients(module(), 4), gradients(module(compile=True), 4)
+    for name, g in eager.items():
+        torch.testing.assert_close(compiled[name], g, rtol=1e-3, atol=1e-4 * float(g.abs().max()))
