@@ -144,7 +144,8 @@ def _load(folder: Path, state: dict[str, Any]) -> None:
         with _alone():
             dcp.load(state, checkpoint_id=folder)
     except dcp.api.CheckpointException as error:  # no Exception to torch, but a ValueError to a user
-        raise ValueError(f"{folder} cannot be read ({error}); {_REMEDY}") from error
+        reasons = "; ".join(str(failure).strip() for failure, _ in error.failures.values())
+        raise ValueError(f"{folder} cannot be read ({reasons}); {_REMEDY}") from error
 
 
 @contextmanager
