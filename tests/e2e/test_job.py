@@ -100,10 +100,9 @@ def test_accumulation_gives_the_step_of_the_whole_batch(small_job, train_py, tmp
         assert float(a["train/loss"]) == pytest.approx(float(b["train/loss"]), rel=1e-3)
         assert float(a["train/grad_norm"]) == pytest.approx(float(b["train/grad_norm"]), rel=1e-2)
     one, four = (load_file(tmp_path / "runs" / f"micro{m}" / "export" / "model.safetensors") for m in (1, 4))
-    for name in one:
-        # AdamW moves an entry whose gradient is rounding noise by as much as any other, and some biases have such
-        bound = 1e-3 if "layers" in name and name.endswith("weight") else 2e-2
-        assert float((one[name] - four[name]).norm()) <= bound * float(four[name].norm()), name
+    # matrices only: a key bias shifts all logits alike, so its gradient is rounding noise, which AdamW scales to a step
+    for name in (n for n in one if one[n].ndim == 2):
+        assert float((one[name] - four[name]).norm()) <= 1e-3 * float(four[name].norm()), name
 
 
 def test_bf16_autocast_trains(small_job, train_py, tmp_path):
