@@ -13,7 +13,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from toto_train.arguments import fail_on, parse
-from toto_train.config import from_tree
+from toto_train.config_check import from_tree
 from toto_train.data.rows import Rows
 
 

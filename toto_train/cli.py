@@ -21,7 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from toto_train.config import Config, ConfigError, RunStopped, from_tree, nearest
+from toto_train.config import Config, ConfigError, RunStopped
+from toto_train.config_check import from_tree, nearest
 
 # A group's entry "model: nano" must not be rejected for the fields that only the dataclass names, so every default is
 # in the tree Hydra composes; plain values, because types are checked afterwards, all at once.

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toto_train.cli import config_from_overrides
-from toto_train.config import Config, ConfigError, check, from_tree, get, to_yaml
+from toto_train.config import Config, ConfigError, to_yaml
+from toto_train.config_check import check, from_tree, get
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONFIGS.iterdir() if p.is_dir()}
