@@ -39,7 +39,7 @@ def write_report(
         sections.append(_headline(scores))
     sections.append(_training(metrics))
     if scores is not None:
-        sections += [_forecasts(scores), _table(scores), _calibration(scores)]
+        sections += [_table(scores), _forecasts(scores), _calibration(scores)]
     sections.append(_facts(facts))
     style = files("toto_train.evaluation").joinpath("report.css").read_text()
     page = (
