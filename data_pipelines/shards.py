@@ -13,14 +13,13 @@ import hashlib
 import io
 import json
 import logging
-import math
 import mmap
 import os
 import re
 import resource
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def write_shards(
 
 def _write_all(folder: Path, series: Iterable[Series], config: dict, shard_bytes: int) -> dict:
     writers: dict[str, _SourceWriter] = {}
-    total, seen = _no_counts(), set()
+    total, seen = no_counts(), set()
     for s in series:
         if (s.source, s.item_id) in seen:
             raise ValueError(f"series {s.source}/{s.item_id} appears twice; item ids must be unique within a source")
@@ -91,7 +90,7 @@ def _write_all(folder: Path, series: Iterable[Series], config: dict, shard_bytes
         if s.source not in writers:
             writers[s.source] = _SourceWriter(folder, s.source, shard_bytes)
         writers[s.source].add(s)
-        _count(total, s.values, s.interval, s.domain, s.licence)
+        count_series(total, s.values, s.interval, s.domain, s.licence)
     if not writers:
         raise ValueError("no series to write: the sources are empty or every series was rejected")
     shards = [shard for name in sorted(writers) for shard in writers[name].close()]
@@ -105,7 +104,7 @@ class _SourceWriter:
     def __init__(self, folder: Path, source: str, shard_bytes: int):
         self.folder, self.source, self.shard_bytes = folder, source, shard_bytes
         self.stem = _stem(source)
-        self.counts = _no_counts()
+        self.counts = no_counts()
         self.shards: list[dict] = []
         self._start()
 
@@ -125,7 +124,7 @@ class _SourceWriter:
         meta = json.dumps(_meta(s), sort_keys=True).encode()
         npy = _member(f"{key}.npy", header.getvalue(), values.tobytes())
         data = npy + _member(f"{key}.json", meta)
-        points = _count(self.counts, values, s.interval, s.domain, s.licence)
+        points = count_series(self.counts, values, s.interval, s.domain, s.licence)
         offset, meta_offset = self.size + _BLOCK + header.tell(), self.size + len(npy) + _BLOCK
         self.rows.append((len(self.shards), offset, *values.shape, points, s.interval, meta_offset, len(meta)))
         self._append(data)
@@ -185,12 +184,12 @@ def _meta(s: Series) -> dict[str, Any]:
     }
 
 
-def _no_counts() -> dict[str, Any]:
+def no_counts() -> dict[str, Any]:
     histograms: dict[str, Any] = {"domains": {}, "licences": {}, "intervals": {}, "variate_counts": {}}
     return {"series": 0, "variates": 0, "points": 0, "missing": 0, **histograms}
 
 
-def _count(counts: dict, values: np.ndarray, interval: float, domain: str, licence: str) -> int:
+def count_series(counts: dict, values: np.ndarray, interval: float, domain: str, licence: str) -> int:
     """Add one series to counts; histograms count series. Returns its observed points."""
     points = int(np.isfinite(values).sum())
     counts["series"] += 1
@@ -237,7 +236,7 @@ class ShardSet:
         self._shards: dict[str, list[dict]] = {s: [] for s in self.sources}
         for shard in self.manifest["shards"]:
             if shard["source"] in self._shards:
-                _check_size(self.path / shard["name"], shard["bytes"])
+                check_size(self.path / shard["name"], shard["bytes"])
                 self._shards[shard["source"]].append(shard)
         self._index: dict[str, np.ndarray] = {}
         self._maps: dict[str, mmap.mmap] = {}
@@ -257,7 +256,7 @@ class ShardSet:
         if source not in self._index:
             if source not in self._shards:
                 raise ValueError(f"{self.path}: no source {source!r}; there are: {', '.join(self.sources)}")
-            self._index[source] = np.concatenate([_load_index(self.path, s) for s in self._shards[source]])
+            self._index[source] = np.concatenate([load_index(self.path, s) for s in self._shards[source]])
         return self._index[source]
 
     def values(self, source: str, i: int) -> np.ndarray:
@@ -286,24 +285,24 @@ class ShardSet:
         entry = self._shards[source][shard]
         name = entry["name"]
         if name not in self._maps:
-            _check_size(self.path / name, entry["bytes"])  # a map of a shortened file would end the process
+            check_size(self.path / name, entry["bytes"])  # a map of a shortened file would end the process
             if len(self._maps) >= _MAPPED:
                 del self._maps[next(iter(self._maps))]
             with open(self.path / name, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            _read_npy(mapped[_BLOCK : _BLOCK + 4096], self.path / name)
+            read_npy_header(mapped[_BLOCK : _BLOCK + 4096], self.path / name)
             self._maps[name] = mapped
         return self._maps[name]
 
 
-def _check_size(file: Path, size: int) -> None:
+def check_size(file: Path, size: int) -> None:
     if not file.is_file():
         raise ValueError(f"{file} is missing; copy the dataset again or rebuild it")
     if (found := file.stat().st_size) != size:
         raise ValueError(f"{file} has {found} bytes, the manifest says {size}; copy the dataset again or rebuild it")
 
 
-def _load_index(folder: Path, shard: dict) -> np.ndarray:
+def load_index(folder: Path, shard: dict) -> np.ndarray:
     file = folder / shard["name"].replace(".tar", ".index.npy")
     try:
         index = np.load(file)
@@ -314,7 +313,7 @@ def _load_index(folder: Path, shard: dict) -> np.ndarray:
     return index
 
 
-def _read_npy(data: bytes, where: Path | str) -> tuple[tuple[int, ...], int]:
+def read_npy_header(data: bytes, where: Path | str) -> tuple[tuple[int, ...], int]:
     """(shape, header bytes) of a float32 .npy in C order, given its first bytes."""
     stream = io.BytesIO(data)
     try:
@@ -330,57 +329,3 @@ def _read_npy(data: bytes, where: Path | str) -> tuple[tuple[int, ...], int]:
             "rebuild with write_shards"
         )
     return shape, stream.tell()
-
-
-def verify(path: str | Path) -> list[str]:
-    """Read every byte of a dataset; returns problems, none if whole. Dull series (all missing, constant) are logged."""
-    path = Path(path)
-    try:
-        manifest = read_manifest(path)
-    except ValueError as error:
-        return [str(error)]
-    problems: list[str] = []
-    counts = {source: _no_counts() for source in manifest["sources"]}
-    local: dict[str, int] = {}
-    for shard in manifest["shards"]:
-        file, source = path / shard["name"], shard["source"]
-        local[source] = number = local.get(source, -1) + 1
-        try:
-            _check_size(file, shard["bytes"])
-            for what, name in (("sha256", file.name), ("index_sha256", file.name.replace(".tar", ".index.npy"))):
-                with open(path / name, "rb") as f:
-                    if hashlib.file_digest(f, "sha256").hexdigest() != shard[what]:
-                        raise ValueError(f"{path / name}: checksum differs from the manifest's; copy or build it again")
-            found = np.array(list(_members(file, source, number, counts[source])), INDEX)
-            if not np.array_equal(found, _load_index(path, shard)):
-                raise ValueError(f"{file}: the index beside it does not describe its content; rebuild the dataset")
-        except (ValueError, KeyError, OSError, tarfile.TarError) as error:
-            problems.append(str(error) if shard["name"] in str(error) else f"{file}: {error!r}")
-    if not problems:
-        for source, expected in manifest["sources"].items():
-            if counts[source] != expected:
-                problems.append(f"{path / MANIFEST}: the counts of source {source} differ from its shards'")
-    return problems
-
-
-def _members(file: Path, source: str, number: int, counts: dict) -> Iterator[tuple]:
-    """Rebuild the index rows of a shard from its content alone, adding to counts."""
-    with tarfile.open(file) as tar:
-        members = tar.getmembers()
-        for npy, text in zip(members[::2], members[1::2], strict=True):
-            if npy.name.removesuffix(".npy") != text.name.removesuffix(".json"):
-                raise ValueError(f"{file}: {npy.name} is not followed by its .json")
-            data, raw = (tar.extractfile(m).read() for m in (npy, text))  # type: ignore[union-attr]
-            shape, header = _read_npy(data[:4096], f"{file}: {npy.name}")
-            if len(data) != header + 4 * math.prod(shape):
-                raise ValueError(f"{file}: {npy.name} has the wrong size for {shape}")
-            values, meta = np.frombuffer(data, "<f4", offset=header).reshape(shape), json.loads(raw)
-            if meta["source"] != source:
-                raise ValueError(f"{file}: {text.name} belongs to source {meta['source']!r}, not {source!r}")
-            points = _count(counts, values, meta["interval"], meta["domain"], meta["licence"])
-            seen = values[np.isfinite(values)]
-            if seen.size == 0 or seen.min() == seen.max():
-                what = "has no observed value" if seen.size == 0 else "is constant"
-                log.warning("%s: series %s/%s %s", file.name, source, meta["item_id"], what)
-            offset = npy.offset_data + header
-            yield (number, offset, *shape, points, meta["interval"], text.offset_data, text.size)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from data_pipelines.shards import read_manifest, verify
+from data_pipelines.shards import read_manifest
+from data_pipelines.verify import verify
 from toto_train.arguments import fail_on
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -104,28 +105,23 @@ def read(path: str | Path) -> Iterator[Series]:
                 f"{path}: column target must be a list of floats, got {file.schema_arrow.field('target').type}"
             )
         for batch in file.iter_batches(batch_size=64):
-            for i in range(batch.num_rows):
-                yield _row(batch, i, columns, path)
+            rows = batch.drop_columns(["target"]).to_pylist()
+            for row, target in zip(rows, batch["target"], strict=True):
+                yield _series(row, target.values.to_numpy(zero_copy_only=False), path)
 
 
-def _row(batch: pa.RecordBatch, i: int, columns: set[str], path: str | Path) -> Series:
-    def get(name: str, default: object = None) -> object:
-        value = batch[name][i].as_py() if name in columns else None
-        return default if value is None else value
-
-    item = str(get("item_id"))
-    variates, length = int(get("n_variates", 0)), int(get("length", 0))  # type: ignore[call-overload]
-    values = batch["target"][i].values.to_numpy(zero_copy_only=False).astype(np.float32)
-    if values.size != variates * length:
-        raise ValueError(f"{path}: item {item}: target has {values.size} values for {variates} x {length}")
-    interval = float(get("interval")) if "interval" in columns else freq_to_seconds(str(get("freq")))  # type: ignore[arg-type]
+def _series(row: dict[str, Any], target: np.ndarray, path: str | Path) -> Series:
+    """One row without its target, and the target's values."""
+    item, variates, length = str(row["item_id"]), row["n_variates"], row["length"]
+    if target.size != variates * length:
+        raise ValueError(f"{path}: item {item}: target has {target.size} values for {variates} x {length}")
     return Series(
-        values=values.reshape(variates, length),
-        interval=interval,
-        source=str(get("source")),
+        values=target.astype(np.float32).reshape(variates, length),
+        interval=row["interval"] if "interval" in row else freq_to_seconds(row["freq"]),
+        source=row["source"],
         item_id=item,
-        domain=str(get("domain", "general")),
-        start=get("start"),  # type: ignore[arg-type]
-        variate_names=tuple(get("variate_names", ())),  # type: ignore[arg-type]
-        licence=str(get("licence", "unknown")),
+        domain=row.get("domain") or "general",
+        start=row.get("start"),
+        variate_names=tuple(row.get("variate_names") or ()),
+        licence=row.get("licence") or "unknown",
     )

@@ -12,8 +12,9 @@ import pytest
 from data_pipelines.build import SPLITS, build, build_quickstart, read_splits
 from data_pipelines.quality import Counts, Rules
 from data_pipelines.series import Series
-from data_pipelines.shards import ShardSet, read_manifest, verify
+from data_pipelines.shards import ShardSet, read_manifest
 from data_pipelines.sources import series_parquet
+from data_pipelines.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "quickstart"

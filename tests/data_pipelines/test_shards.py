@@ -16,7 +16,8 @@ import pytest
 import webdataset
 
 from data_pipelines.series import Series
-from data_pipelines.shards import INDEX, ShardSet, verify, write_shards
+from data_pipelines.shards import INDEX, ShardSet, write_shards
+from data_pipelines.verify import verify
 
 
 def make(source: str, i: int, variates: int = 1, length: int = 50, **fields) -> Series:
