@@ -55,5 +55,5 @@ format: $(VENV)/.installed  ## format the code
 gpu-check: $(VENV)/.oracle  ## run the tests that need CUDA
 	$(PY) -m pytest -m gpu
 
-clean:  ## remove .venv, shards and caches (runs stay)
-	rm -rf $(VENV) shards .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean:  ## remove .venv, the quickstart shards and caches (runs and your shards stay)
+	rm -rf $(VENV) $(QUICKSTART) .pytest_cache .ruff_cache .mypy_cache .hypothesis

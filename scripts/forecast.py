@@ -3,7 +3,8 @@
 The file holds a time column and one column per metric (wide), or also an item column (long), or series (Parquet); the
 metrics of one file or item are forecast together. out= ends in .csv or .parquet and gets one row per item, variate and
 step: item_id, variate, timestamp, q0.1 ... q0.9. context= bounds the history used, by
-default context and horizon fill the rows the model was trained on; time= and item= name columns.
+default context and horizon fill the rows the model was trained on; time= and item= name columns, and
+replace=true overwrites a former forecast.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ def main(argv: list[str]) -> int:
         __doc__,
         argv,
         required={"model": str, "input": str, "horizon": int, "out": str},
-        optional={"context": 0, "time": "", "item": ""},
+        optional={"context": 0, "time": "", "item": "", "replace": False},
     )
     out = Path(args["out"])
     if args["horizon"] < 1 or args["context"] < 0:
-        raise ValueError(f"horizon={args['horizon']} must be at least 1, context={args['context']} not negative")
+        wrong = "horizon" if args["horizon"] < 1 else "context"
+        raise ValueError(f"{wrong}={args[wrong]} must be at least 1")
     if out.suffix not in (".csv", ".parquet"):
         raise ValueError(f"out={out} must end in .csv or .parquet")
     if not out.parent.is_dir():
         raise ValueError(f"out={out}: the folder {out.parent} does not exist")
+    if out.exists() and (not args["replace"] or out.samefile(args["input"])):
+        raise ValueError(f"out={out} exists; choose another name, or replace a former forecast with replace=true")
     forecaster = Forecaster(hub.load_pretrained(args["model"]))
     trained = hub.context_length(args["model"])
     args["context"] = args["context"] or max(trained - args["horizon"], trained // 2)
@@ -52,8 +56,11 @@ def main(argv: list[str]) -> int:
     frames = [forecast(forecaster, s, args) for s in read(args)]
     table = pd.concat(frames, ignore_index=True)
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
-    table.to_csv(temporary, index=False) if out.suffix == ".csv" else table.to_parquet(temporary, index=False)
-    os.replace(temporary, out)
+    try:
+        table.to_csv(temporary, index=False) if out.suffix == ".csv" else table.to_parquet(temporary, index=False)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise OSError(f"cannot write out={out}: {error.strerror}") from error
     print(f"forecast {len(frames)} series, {args['horizon']} steps each -> {out}")
     return 0
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -26,8 +25,9 @@ from toto_train import checkpoint, hub, plan
 from toto_train.callbacks.meters import Meters, MetricsFile
 from toto_train.callbacks.saving import Saving
 from toto_train.callbacks.validation import Validation
-from toto_train.config import Config, ConfigError, RunStopped, to_yaml
+from toto_train.config import Config, ConfigError, RunStopped, TasksConfig, to_yaml
 from toto_train.data.loader import RowDataModule
+from toto_train.data.order import Order
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
@@ -46,14 +46,14 @@ OWN = ("checkpoints", "export", "metrics.csv", "scores.json", "report.html", "wa
 def run(config: Config) -> None:
     """Do what the config says; the same config again resumes where it stopped."""
     if config.plan:
-        sys.stdout.write(plan.describe(config) + "\n")
+        sys.stdout.write(f"{plan.describe(config)}\n{describe_data(config)}\n")
         return
     # everything that can be wrong is found before a folder is touched
     device = pick_device(config)
     data = RowDataModule(config)
     fingerprint = data.order.fingerprint
-    validation = TaskSet.open(config.validation) if config.validate_every else None
-    heldout = TaskSet.open(config.heldout) if config.report and config.heldout.path else None
+    validation = open_tasks(config, "validation", data.order) if config.validate_every else None
+    heldout = open_tasks(config, "heldout", data.order) if config.report and config.heldout.path else None
     if config.logger.wandb != "off" and importlib.util.find_spec("wandb") is None:
         raise ConfigError([f"logger.wandb={config.logger.wandb!r} needs wandb: pip install 'toto-train[wandb]'"])
     with open_folder(config) as folder:
@@ -68,6 +68,30 @@ def run(config: Config) -> None:
             fit(folder, module, data, validation, fingerprint)
         if config.report:
             finish(folder, config, model.to(device), position, heldout)
+
+
+def describe_data(config: Config) -> str:
+    """The mixture of a plan, where its shards are there to look at."""
+    missing = [entry.path for entry in config.data.mixture.values() if not Path(entry.path or "?").is_dir()]
+    if missing or not config.data.mixture:
+        return f"data: not looked at, {', '.join(repr(p) for p in missing) or 'a mixture'} is missing"
+    order = RowDataModule(config).order
+    lines = [f"data (share of rows; {order.fill:.0%} of their slots are observed)"]
+    lines += [f"  {share:6.1%}  {label}" for label, share in order.shares.items()]
+    return "\n".join(lines)
+
+
+def open_tasks(config: Config, key: str, order: Order) -> TaskSet:
+    """The task set at config.KEY; says where its sources are trained on too."""
+    settings: TasksConfig = getattr(config, key)
+    try:
+        tasks = TaskSet.open(settings)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    trained = {(shards.path.resolve(), source) for shards, source in map(order.open, order.shares)}
+    if both := [s for s in tasks.sources if (Path(settings.path).resolve(), s) in trained]:
+        log.warning("%s: %s are trained on too; their scores say nothing about unseen series", key, ", ".join(both))
+    return tasks
 
 
 def pick_device(config: Config) -> str:
@@ -138,7 +162,8 @@ def fit(
     callbacks: list[pl.Callback] = []
     if validation is not None:
         callbacks.append(Validation(validation, meters))
-    callbacks += [meters, Saving(folder, fingerprint)]  # in this order: scores, then the row that holds them
+    saving = Saving(folder, fingerprint)
+    callbacks += [meters, saving]  # in this order: scores, then the row that holds them
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -156,15 +181,10 @@ def fit(
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
-    status = 0
-    try:
-        trainer.fit(module, datamodule=data)
-    except (SystemExit, KeyboardInterrupt) as signal:  # how Lightning ends on SIGTERM and on Ctrl-C
-        status = 143 if isinstance(signal, SIGTERMException) else 130
-    if status or module.position.step < total:
-        saved = [p.name for p in checkpoint.folders(folder)[-1:]] or ["the start"]
-        message = f"stopped at step {module.position.step} of {total}; the same command resumes from {saved[0]}"
-        raise RunStopped(message, status or 1)
+    trainer.fit(module, datamodule=data)
+    if module.position.step < total:
+        message = f"stopped at step {module.position.step} of {total}, saved; the same command goes on from there"
+        raise RunStopped(message, 128 + saving.signal if saving.signal else 1)
 
 
 def wandb_logger(config: Config, folder: Path) -> Logger | bool:
@@ -237,7 +257,8 @@ def score_table(scores: Scores) -> str:
     overall = {name: f"{o.value:.3f} [{o.low:.3f}, {o.high:.3f}]" for name, o in scores.overall.items()}
     lines.append(
         f"{scores.windows} windows of {scores.series_count} series; geometric mean relative to Seasonal Naive, with "
-        f"95% bootstrap interval over series: MASE {overall['mase']}, MWQL {overall['mwql']}"
+        "95% bootstrap interval over series\n(over windows where a source has one series): "
+        f"MASE {overall['mase']}, MWQL {overall['mwql']}"
     )
     return "\n".join(lines)
 

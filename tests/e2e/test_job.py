@@ -163,24 +163,32 @@ def stop(job: list[str], run: Path, number: int) -> subprocess.Popen[str]:
     """Start a job and send it a signal once it has trained some steps."""
     command = [sys.executable, str(ROOT / "train.py"), *job, "schedule.max_steps=2000", "heldout.path=''"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if (run / "metrics.csv").exists() and len(rows(run)) > 6:
             break
         time.sleep(0.05)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # workers get it too, as from a terminal or a scheduler
     return process
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_says_so_and_does_not_pretend_to_be_whole(small_job, tmp_path, number, status):
+def test_a_stopped_run_saves_says_so_and_goes_on_from_there(small_job, train_py, tmp_path, number, status):
     run = tmp_path / "runs" / "small"
-    process = stop(small_job, run, number)
+    job = [*small_job, "checkpoint.every_steps=1000", "validate_every=0"]
+    process = stop(job, run, number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == status, stderr
-    assert "the same command resumes from step-" in stderr
+    assert "Traceback" not in stderr
     assert not (run / "export").exists()
+    (saved,) = (run / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert f"stopped at step {step} of 2000, saved" in stderr
+    more = train_py(*job, f"schedule.max_steps={step + 6}", "heldout.path=''")
+    assert more.returncode == 0, more.stderr
+    assert f"at step {step}" in more.stderr
+    assert int(rows(run)[-1]["step"]) == step + 6
 
 
 def test_two_runs_of_one_name_do_not_share_a_folder(small_job, train_py, tmp_path):

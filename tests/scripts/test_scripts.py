@@ -76,6 +76,8 @@ def test_forecast_of_a_long_parquet(folder, tmp_path):
         (["horizn=8"], "did you mean 'horizon'"),
         (["horizon=8", "model=/nowhere"], "no config.json"),
         (["horizon=8", "input=/nowhere.csv"], "input=/nowhere.csv does not exist"),
+        (["horizon=8", "out=host.csv"], "exists; choose another name"),
+        (["horizon=8", "out=host.csv", "replace=true"], "exists; choose another name"),
         (["horizon=8", "out=forecast.txt"], "must end in .csv or .parquet"),
         (["horizon=8", "out=/nowhere/f.csv"], "the folder /nowhere does not exist"),
     ],
@@ -84,6 +86,8 @@ def test_forecast_says_what_is_wrong(folder, tmp_path, arguments, message):
     file = wide(tmp_path / "host.csv", cpu=np.arange(100.0))
     given = {"model": folder, "input": file, "out": tmp_path / "f.csv"}
     given |= dict(a.split("=") for a in arguments)
+    if given["out"] == "host.csv":  # the input itself
+        given["out"] = file
     done = script("forecast.py", *(f"{k}={v}" for k, v in given.items()))
     assert done.returncode != 0
     assert message in done.stderr

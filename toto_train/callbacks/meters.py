@@ -88,6 +88,8 @@ class Meters(pl.Callback):
     ) -> None:
         assert isinstance(module, TrainingModule)
         step = module.position.step
+        if module.whole_step(batch_idx):
+            self.bar.update(1)
         if module.whole_step(batch_idx) and (step % self.every == 0 or step == self.total or self.validation):
             self._report(trainer, module)
         self.last_end, self.last_aside = time.perf_counter(), module.aside
@@ -129,8 +131,7 @@ class Meters(pl.Callback):
             f"{row['perf/points_per_s'] / 1e3:,.0f}k points/s  data wait {row['perf/data_wait']:.0%}"
         )
         if self.watched:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix_str(text)
         elif now - self.last_line > 15 or step == self.total:
             self.last_line = now
             left = (now - self.begin) / max(step - self.first, 1) * (self.total - step)

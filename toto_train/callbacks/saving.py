@@ -1,8 +1,10 @@
-"""Checkpoints every so many steps and at the end."""
+"""Checkpoints every so many steps, at the end, and when a signal asks the run to stop."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,14 +14,34 @@ from toto_train.module import TrainingModule
 
 
 class Saving(pl.Callback):
+    """Saves at step edges only. SIGTERM or Ctrl-C: finish the step, save, stop; a second Ctrl-C stops at once."""
+
     def __init__(self, run: Path, fingerprint: str):
         self.run, self.fingerprint = run, fingerprint
+        self.signal = 0
+        """Number of the signal that asked the run to stop."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # after Lightning set its own handlers, which stop in the middle of a step or exit with status 0
+        self.former = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
         step, c = module.position.step, module.config
-        if module.whole_step(batch_idx) and (step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps):
+        if not module.whole_step(batch_idx):
+            return
+        if self.signal or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
                 checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint)
+        trainer.should_stop = trainer.should_stop or bool(self.signal)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)

@@ -6,6 +6,7 @@ batches, so 1, 8 or 64 GPUs see the same global batches, and a resumed run goes 
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -67,6 +68,7 @@ class RowLoader(DataLoader):
             persistent_workers=workers > 0,
             multiprocessing_context=start_method if workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),  # else every start of the loader would move the global generator
         )
 
@@ -83,6 +85,12 @@ class RowLoader(DataLoader):
         data = self.dataset
         assert isinstance(data, RowDataset)
         return max(0, data.max_steps - data.start_step) * data.accumulation
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole process group must not kill workers under a run that is about to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

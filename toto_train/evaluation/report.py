@@ -185,7 +185,10 @@ def _table(scores: Scores) -> str:
         intervals.append(f"{name} {_fixed(_nan(r['value']))} ({_fixed(_nan(r['low']))} – {_fixed(_nan(r['high']))})")
         if r["excluded"]:
             left.append(f"{name} leaves out {len(r['excluded'])} without a ratio: {', '.join(r['excluded'])}.")
-    notes = [f"Overall with 95% bootstrap interval over series: {' · '.join(intervals)}.", *left]
+    notes = [
+        f"Overall with 95% bootstrap interval over series (windows, where a source has one series): {' · '.join(intervals)}.",
+        *left,
+    ]
     if total["windows_without_label"]:
         notes.append(f"{total['windows_without_label']} windows hold no observed value and are not scored.")
     heads = "".join(f'<th colspan="4" class="group">{NAMES[m]}</th>' for m in NAMES)
