@@ -186,7 +186,7 @@ def _table(scores: Scores) -> str:
         if r["excluded"]:
             left.append(f"{name} leaves out {len(r['excluded'])} without a ratio: {', '.join(r['excluded'])}.")
     notes = [
-        f"Overall with 95% bootstrap interval over series (windows, where a source has one series): {' · '.join(intervals)}.",
+        f"Overall, 95% bootstrap interval over series (windows, where a source has one): {' · '.join(intervals)}.",
         *left,
     ]
     if total["windows_without_label"]:
