@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"out={out} must end in .csv or .parquet")
     if not out.parent.is_dir():
         raise ValueError(f"out={out}: the folder {out.parent} does not exist")
-    if out.exists() and (not args["replace"] or out.samefile(args["input"])):
+    if out.exists() and (not args["replace"] or out.resolve() == Path(args["input"]).resolve()):
         raise ValueError(f"out={out} exists; choose another name, or replace a former forecast with replace=true")
     forecaster = Forecaster(hub.load_pretrained(args["model"]))
     trained = hub.context_length(args["model"])
@@ -97,11 +97,9 @@ def stamps(s: Series, horizon: int) -> np.ndarray:
     steps = np.arange(1, horizon + 1)
     if s.start is None:
         return steps
-    if s.interval in CALENDAR_MONTHS:  # months differ in length: count them, from the stamp the series starts with
-        months = pd.date_range(
-            s.start, periods=s.length + horizon, freq=pd.DateOffset(months=CALENDAR_MONTHS[s.interval])
-        )
-        return months[s.length :].to_numpy()
+    if months := CALENDAR_MONTHS.get(s.interval):  # each counted from the start: a month's end stays a month's end
+        ahead = [pd.Timestamp(s.start) + pd.DateOffset(months=months * int(s.length - 1 + k)) for k in steps]
+        return np.array(ahead, dtype="datetime64[ns]")
     since = (s.length - 1 + steps) * s.interval * 1e9
     return np.datetime64(s.start, "ns") + since.astype("timedelta64[ns]")
 

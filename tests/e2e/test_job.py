@@ -120,6 +120,24 @@ def test_plan_allocates_nothing_and_needs_no_data(train_py):
     assert train_py("model=xl", "plan=true").returncode == 0
 
 
+def test_a_plan_shows_the_mixture_and_refuses_what_does_not_fit(train_py, corpus, tmp_path):
+    mine = ["data=shards", f"data.mixture.corpus.path={corpus / 'train'}", "plan=true"]
+    shown = train_py(*mine)
+    assert shown.returncode == 0
+    assert "corpus/web" in shown.stdout
+    narrow = train_py(*mine, "data.variates=2")  # db has three
+    assert narrow.returncode == 1
+    assert "a series of 3 variates, a row takes data.variates=2" in narrow.stderr
+    missing = train_py("data=shards", f"data.mixture.corpus.path={tmp_path / 'nowhere'}", "plan=true")
+    assert "is missing" in missing.stdout
+
+
+def test_scores_on_trained_sources_are_said_to_be_that(small_job, train_py, corpus):
+    done = train_py(*small_job, f"validation.path={corpus / 'train'}", "heldout.path=''")
+    assert done.returncode == 0, done.stderr
+    assert "validation: db, web are trained on too" in done.stderr
+
+
 def test_a_changed_model_or_corpus_is_refused_by_name(small_job, train_py, corpus, tmp_path):
     assert train_py(*small_job, "heldout.path=''", "schedule.max_steps=8").returncode == 0
     before = weights(tmp_path / "runs" / "small")

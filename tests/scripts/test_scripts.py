@@ -68,6 +68,31 @@ def test_forecast_of_a_long_parquet(folder, tmp_path):
     assert pd.read_parquet(out).groupby("item_id").size().tolist() == [8, 8]
 
 
+def test_months_are_counted_and_not_measured(folder, tmp_path):
+    stamps = pd.date_range("2020-01-31", periods=36, freq="ME")
+    pd.DataFrame({"date": stamps, "x": np.arange(36.0) % 12}).to_csv(tmp_path / "m.csv", index=False)
+    done = script("forecast.py", f"model={folder}", f"input={tmp_path / 'm.csv'}", "horizon=3", f"out={tmp_path}/f.csv")
+    assert done.returncode == 0, done.stderr
+    expected = ["2023-01-31", "2023-02-28", "2023-03-31"]
+    assert (
+        pd.read_csv(tmp_path / "f.csv", parse_dates=["timestamp"])["timestamp"].dt.date.astype(str).tolist() == expected
+    )
+
+
+def test_history_beyond_what_the_model_was_trained_on_is_left_out_unless_asked_for(tmp_path):
+    model = Toto.create(ModelConfig(), seed=0)
+    trained = hub.save_pretrained(model, tmp_path / "export", "card", {"context_length": 256})
+    x = np.random.default_rng(0).normal(size=1000).cumsum()
+    base = [f"model={trained}", f"input={wide(tmp_path / 'x.csv', x=x)}", "horizon=32"]
+    done = script("forecast.py", *base, f"out={tmp_path}/default.csv")
+    asked = script("forecast.py", *base, f"out={tmp_path}/long.csv", "context=1000")
+    assert done.returncode == asked.returncode == 0, done.stderr
+    assert "longer than the 256 steps" in asked.stderr
+    assert "longer" not in done.stderr
+    expected = Forecaster(model)(x[None, None, -224:].astype(np.float32), 32)[0, 4, 0]
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "default.csv")["q0.5"], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
