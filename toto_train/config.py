@@ -96,7 +96,7 @@ class DataConfig:
 
 @dataclass
 class TasksConfig:
-    """Fixed forecasting windows cut from a folder of shards."""
+    """Fixed forecasting windows cut from a folder of shards, by GIFT-Eval's rules."""
 
     path: str = ""
     """Folder of shards; empty means no tasks."""
@@ -107,7 +107,11 @@ class TasksConfig:
     max_windows: int = 20
     """Most windows of one series (non-overlapping, at its end)."""
     limit: int = 0
-    """Most windows of one source, chosen evenly; 0 means all."""
+    """Most windows of one task, chosen evenly; 0 means all."""
+    terms: list[str] = field(default_factory=lambda: ["short"])
+    """short, medium and long: 1, 10 and 15 times the horizon of the frequency."""
+    groups: str = "keep"
+    """keep: the variates of a group are forecast together | split: each alone."""
 
 
 @dataclass
@@ -180,6 +184,7 @@ class LoggerConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep_last: int = 2
+    """How many of the newest are kept; the best by validation is kept besides."""
 
 
 @dataclass

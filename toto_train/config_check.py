@@ -97,7 +97,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.precision": ("fp32", "bf16"),
     "parallel.device": ("auto", "cpu", "cuda"),
     "logger.wandb": ("off", "offline", "online"),
+    "validation.groups": ("keep", "split"),
+    "heldout.groups": ("keep", "split"),
 }
+TERMS = ("short", "medium", "long")
 POSITIVE = (
     "global_rows", "micro_rows", "model.d_model", "model.num_layers", "model.num_heads", "model.d_ff",
     "model.norm_eps", "model.patch_size", "model.residual_mult", "model.residual_attn_ratio", "objective.max_span",
@@ -176,6 +179,9 @@ def check(c: Config) -> list[str]:
             f"decay_steps={s.decay_steps}; shorten those or train longer"
         )
     for key in ("validation", "heldout"):
+        terms = get(c, f"{key}.terms")
+        if not terms or set(terms) - set(TERMS):
+            out.append(f"{key}.terms={terms} must name one or more of {', '.join(TERMS)}")
         context = get(c, f"{key}.context")
         if context % m.patch_size or context > d.length:
             out.append(

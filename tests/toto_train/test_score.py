@@ -16,9 +16,10 @@ from gluonts.model.forecast import QuantileForecast
 from data_pipelines.series import Series
 from data_pipelines.shards import write_shards
 from toto_train.config import TasksConfig
+from toto_train.evaluation import rows
 from toto_train.evaluation.baselines import LEVELS, seasonal_naive, seasonal_scale
-from toto_train.evaluation.metrics import Sums, overall, window_sums
-from toto_train.evaluation.score import evaluate
+from toto_train.evaluation.metrics import Member, Sums, overall, window_sums
+from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
 
 HOUR = 3_600
@@ -97,18 +98,24 @@ def sums_of(loss: list[float]) -> Sums:
     return sums
 
 
+def member(source: str, windows, series, stratum: str = "") -> Member:
+    return Member(source, stratum or f"{source}/H", np.asarray(windows), np.asarray(series))
+
+
 @pytest.mark.parametrize("metric", ["mase", "mwql"])
-def test_overall_is_the_geometric_mean_of_pooled_ratios_without_zero_error_sources(metric):
+def test_overall_is_the_geometric_mean_of_pooled_ratios_without_zero_error_tasks(metric):
     model, naive = sums_of([1, 3, 8, 1]), sums_of([2, 6, 2, 0])
-    members = {
-        "half": (np.array([0, 1]), np.array([0, 1])),
-        "four": (np.array([2]), np.array([0])),
-        "zero": (np.array([3]), np.array([0])),
-    }
+    members = {"half": member("a", [0, 1], [0, 1]), "four": member("b", [2], [0]), "zero": member("c", [3], [0])}
     result = overall(metric, model, naive, members)
     assert result.value == pytest.approx(np.sqrt(0.5 * 4))
     assert result.excluded == ("zero",)
     assert result.low == pytest.approx(result.high) == pytest.approx(result.value)  # all series agree
+
+
+def test_a_source_of_many_tasks_counts_once():
+    model, naive = sums_of([2, 8, 1]), sums_of([1, 1, 1])
+    members = {"a/H": member("a", [0], [0]), "a/D": member("a", [1], [1]), "b/H": member("b", [2], [0])}
+    assert overall("mwql", model, naive, members).value == pytest.approx(np.sqrt(np.sqrt(2 * 8) * 1))
 
 
 def test_bootstrap_is_reproducible_and_resamples_series_not_windows():
@@ -117,14 +124,35 @@ def test_bootstrap_is_reproducible_and_resamples_series_not_windows():
     model = sums_of((np.exp(random.normal(0, 0.5, 40)))[series])  # windows of one series are copies
     naive = sums_of(np.ones(400))
     windows = np.arange(400)
-    first = overall("mwql", model, naive, {"s": (windows, series)}, seed=1)
-    assert first == overall("mwql", model, naive, {"s": (windows, series)}, seed=1)
-    assert first != overall("mwql", model, naive, {"s": (windows, series)}, seed=2)
+    first = overall("mwql", model, naive, {"s": member("s", windows, series)}, seed=1)
+    assert first == overall("mwql", model, naive, {"s": member("s", windows, series)}, seed=1)
+    assert first != overall("mwql", model, naive, {"s": member("s", windows, series)}, seed=2)
     assert first.low < first.value < first.high
     means = model.quantile_loss[::10, 0]
     assert first.high - first.low == pytest.approx(2 * 1.96 * means.std() / np.sqrt(40), rel=0.15)
-    apart = overall("mwql", model, naive, {"s": (windows, windows)}, seed=1)
+    apart = overall("mwql", model, naive, {"s": member("s", windows, windows)}, seed=1)
     assert apart.high - apart.low < 0.5 * (first.high - first.low)
+
+
+def test_bootstrap_draws_the_same_series_for_every_term():
+    """Two terms that say the same are no more evidence than one; two independent tasks are."""
+    random = np.random.default_rng(1)
+    losses = np.exp(random.normal(0, 0.5, 50))
+    one = {"short": member("s", np.arange(50), np.arange(50))}
+    two = one | {"long": member("s", np.arange(50, 100), np.arange(50))}
+    model, naive = sums_of(np.tile(losses, 2)), sums_of(np.ones(100))
+    assert overall("mwql", model, naive, two) == overall("mwql", model, naive, one)
+    other = one | {"daily": member("s", np.arange(50, 100), np.arange(50), "s/D")}
+    width = {k: (o := overall("mwql", model, naive, m)).high - o.low for k, m in {"one": one, "other": other}.items()}
+    assert width["other"] == pytest.approx(width["one"] / np.sqrt(2), rel=0.15)
+
+
+def test_bootstrap_is_paired():
+    """A model that is 5 % better on every series is clearly better, however much the series differ."""
+    losses = np.exp(np.random.default_rng(2).normal(0, 1, 60))
+    members = {"s": member("s", np.arange(60), np.arange(60))}
+    result = overall("mwql", sums_of(0.95 * losses), sums_of(losses), members)
+    assert result.low == pytest.approx(0.95) == pytest.approx(result.high)
 
 
 def wave(source: str, item: str, variates: int, noise: float, length: int = 600) -> Series:
@@ -163,21 +191,23 @@ def sine_forecaster(contexts: np.ndarray, horizon: int) -> np.ndarray:
 
 
 def test_evaluate_end_to_end(tasks):
-    seen = []
-    scores = evaluate(sine_forecaster, tasks, examples=9, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (len(tasks), len(tasks))
+    seen: list[int] = []
+    scores = evaluate(sine_forecaster, tasks, examples=9, progress=seen.append)
+    assert seen[-1] == len(tasks)
     result = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert scores.windows == len(tasks) - 1
     assert result["overall"]["windows_without_label"] == 1
-    assert result["overall"]["relative"]["mwql"]["excluded"] == ["flat"]
-    assert result["sources"]["flat"]["mase"] is None  # nothing to scale by
+    assert result["overall"]["relative"]["mwql"]["excluded"] == ["flat/H/short"]
+    assert result["tasks"]["flat/H/short"]["mase"] is None  # nothing to scale by
     ratios = [result["sources"][s]["relative"]["mwql"] for s in ("hourly", "plain")]
     total = result["overall"]["relative"]["mwql"]
     assert total["value"] == pytest.approx(np.sqrt(ratios[0] * ratios[1]))
     assert total["low"] < total["value"] < total["high"] < 1
-    raw = result["overall"]["mwql"] / result["overall"]["seasonal_naive"]["mwql"]
-    assert raw == pytest.approx(total["value"])
-    hourly = [e for e in scores.examples if e.source == "hourly"]
+    row = result["tasks"]["plain/H/short"]
+    assert row["mwql"] / row["seasonal_naive"]["mwql"] == pytest.approx(row["relative"]["mwql"]) == ratios[1]
+    assert result["by_frequency"]["H"]["relative"]["mwql"] == pytest.approx(total["value"])
+    assert result["by_term"]["short"]["tasks"] == 3
+    hourly = [e for e in scores.examples if e.task == "hourly/H/short"]
     assert [e.rank for e in hourly] == ["best", "median", "worst"]
     assert hourly[0].loss < hourly[1].loss < hourly[2].loss
     assert hourly[0].quantiles.shape == (9, 48)
@@ -189,13 +219,18 @@ def test_seasonal_naive_scores_one_against_itself_and_its_sums_can_be_reused(tas
     assert first.overall["mase"].value == pytest.approx(1, rel=1e-6)
     assert first.overall["mwql"].value == pytest.approx(1, rel=0.05)
     again = evaluate(sine_forecaster, tasks, baseline=first.baseline)
-    assert again.to_dict() == evaluate(sine_forecaster, tasks).to_dict()
+    fresh = evaluate(sine_forecaster, tasks)
+    assert (again.overall, without_time(again)) == (fresh.overall, without_time(fresh))
+
+
+def without_time(scores: Scores) -> str:
+    return rows.to_frame(scores.table, scores.model, scores.seconds).drop(columns="seconds").to_csv()
 
 
 def test_coverage_of_a_calibrated_forecast(tasks):
     scores = evaluate(lambda c, h: sine_forecaster(c, h) + 100, tasks)
     assert scores.coverage().tolist() == [1.0] * 9
-    calibrated = evaluate(sine_forecaster, tasks).table()["plain"]["coverage"]
+    calibrated = evaluate(sine_forecaster, tasks).tasks()["plain/H/short"]["coverage"]
     np.testing.assert_allclose(calibrated, LEVELS, atol=0.2)
 
 
@@ -207,7 +242,62 @@ def test_batch_size_changes_no_score(tasks):
 
 
 def test_wrong_forecasts_are_refused_with_their_place(tasks):
-    with pytest.raises(ValueError, match=r"hourly/.* is not finite|flat/.* is not finite|plain/.* is not finite"):
+    with pytest.raises(ValueError, match=r"(hourly|flat|plain)/H/short, .* is not finite"):
         evaluate(lambda c, h: np.full((len(c), 9, c.shape[1], h), np.nan), tasks)
     with pytest.raises(ValueError, match=r"returned shape .* expected \[N, 9, V, H\]"):
         evaluate(lambda c, h: np.zeros((len(c), c.shape[1], h)), tasks)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows.Parts, "FLUSH", 0.0)
+    calls = []
+
+    def counted(contexts: np.ndarray, horizon: int) -> np.ndarray:
+        calls.append(len(contexts))
+        return sine_forecaster(contexts, horizon)
+
+    def dies(contexts: np.ndarray, horizon: int) -> np.ndarray:
+        if len(calls) == 2:
+            raise Killed
+        return counted(contexts, horizon)
+
+    with pytest.raises(Killed):
+        evaluate(dies, tasks, max_points=1, parts=tmp_path / "parts")
+    (tmp_path / "parts" / ".000000007-1.tmp").write_bytes(b"half a part")  # of a process that was killed writing
+    again = evaluate(counted, tasks, max_points=1, parts=tmp_path / "parts")
+    assert sum(calls) == len(tasks)
+    whole = evaluate(sine_forecaster, tasks, max_points=1)
+    assert without_time(again) == without_time(whole)
+    np.testing.assert_array_equal(again.baseline.quantile_loss, whole.baseline.quantile_loss)
+
+
+def test_processes_share_the_work(tasks):
+    """Two ranks in turn: each scores its batches; the sum over ranks is what one process finds."""
+    halves: list[list[np.ndarray]] = [[], []]
+    for rank in (0, 1):
+        evaluate(
+            sine_forecaster, tasks, max_points=1, rank=rank, world=2, draws=0,
+            gather=lambda array, rank=rank: halves[rank].append(array.copy()) or array,
+        )  # fmt: skip
+    whole = evaluate(sine_forecaster, tasks, max_points=1)
+    assert 0 < halves[0][0].any(1).sum() < len(tasks)
+    np.testing.assert_array_equal(halves[0][0] + halves[1][0], whole.model.quantile_loss)
+
+
+def test_rows_return_from_parquet_as_they_were(tasks, tmp_path):
+    scores = evaluate(sine_forecaster, tasks)
+    file = rows.write(tmp_path / "rows.parquet", rows.to_frame(scores.table, scores.model, scores.seconds))
+    table, sums, seconds = rows.from_frame(rows.read(file))
+    again = Scores(table, sums, scores.baseline, seconds)
+    assert again.to_dict() == scores.to_dict()
+    frame = pd.read_parquet(file)
+    assert frame.loc[frame["points"] > 0, "mwql"].mul(frame["absolute"]).sum() == pytest.approx(
+        scores.model.quantile_loss.mean(1).sum()
+    )
+    file.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"rows\.parquet cannot be read"):
+        rows.read(file)

@@ -16,7 +16,7 @@ from data_pipelines.series import Series
 from data_pipelines.shards import write_shards
 from toto_train.config import TasksConfig
 from toto_train.evaluation.baselines import seasonal_naive, seasonal_scale
-from toto_train.evaluation.tasks import TaskSet, horizon_of, season_of, window_starts
+from toto_train.evaluation.tasks import TaskSet, code_of, horizon_of, season_of, window_count
 
 DAY = 86_400
 HOUR = 3_600
@@ -80,31 +80,88 @@ def test_unknown_term_names_the_terms():
         horizon_of(60, "huge")
 
 
+@pytest.mark.parametrize(
+    ("interval", "code"),
+    [(0.004, "4L"), (1, "S"), (10, "10S"), (60, "T"), (900, "15T"), (HOUR, "H"), (6 * HOUR, "6H"), (DAY, "D"),
+     (7 * DAY, "W"), (2_629_800, "M"), (91 * DAY, "Q"), (365.25 * DAY, "A")],
+)  # fmt: skip
+def test_frequencies_are_named_as_in_gift_eval(interval, code):
+    assert code_of(interval) == code
+
+
 @given(st.integers(1, 20_000), st.sampled_from([6, 8, 12, 30, 48, 60, 480, 900]), st.integers(1, 25))
-def test_windows_lie_side_by_side_at_the_end(length, horizon, most):
-    starts = window_starts(length, horizon, most)
-    if length < 2 * horizon:
-        assert len(starts) == 0
+def test_number_of_windows(shortest, horizon, most):
+    count = window_count(shortest, horizon, most)
+    if shortest < 2 * horizon:
+        assert count == 0
         return
-    assert starts[-1] + horizon == length
-    assert (np.diff(starts) == horizon).all()
-    assert starts[0] >= horizon
-    wanted = min(max(math.ceil(0.1 * length / horizon), 1), most)
-    assert len(starts) == min(wanted, length // horizon - 1)
+    assert count == min(max(math.ceil(0.1 * shortest / horizon), 1), most)
+    assert shortest - count * horizon >= horizon  # history before the first
+
+
+def test_windows_lie_side_by_side_at_the_end(tmp_path):
+    write_shards(tmp_path / "s", [series("a", "x", 1, 5000), series("a", "y", 1, 3000), series("a", "z", 1, 90)], {})
+    w = TaskSet.open(TasksConfig(path=str(tmp_path / "s"))).windows
+    # the shortest that has a window gives every series ceil(300 / 48) = 7 of them; 90 steps are too few for one
+    for number, length in ((0, 5000), (1, 3000)):
+        assert w["start"][w["series"] == number].tolist() == [length - 48 * k for k in range(7, 0, -1)]
+    assert set(w["series"]) == {0, 1}
 
 
 def test_windows_hold_what_the_series_holds(folder):
     tasks = TaskSet.open(TasksConfig(path=folder, context=128, max_windows=20))
+    assert [t.name for t in tasks.tasks] == ["a/H/short", "b/10S/short", "c/D/short"]
     assert tasks.sources == ("a", "b", "c")
-    # 300 steps: 1 window of 48; 5000 steps: ceil(500 / 48) = 11; 1000 steps of 10 s: 2 of 60; 400 days: 2 of 30
-    assert np.bincount(tasks.windows["source"]).tolist() == [1 + 11, 2, 60]
-    w = tasks.window(12)
-    assert (w.source, w.item_id, w.variate_names, w.interval) == ("b", "wide", ("v0", "v1", "v2"), 10.0)
-    assert (w.start, w.season) == (880, 360)
+    # 300 steps, the shortest of a: 1 window of 48 for each; 1000 steps of 10 s: 2 of 60; 400 days: 2 of 30
+    assert np.bincount(tasks.windows["task"]).tolist() == [2, 2, 60]
+    w = tasks.window(2)
+    assert (w.task.source, w.item_id, w.variate_names, w.task.interval) == ("b", "wide", ("v0", "v1", "v2"), 10.0)
+    assert (w.start, w.season, w.task.domain) == (880, 360, "observability")
     np.testing.assert_array_equal(w.context[1], np.arange(1880 - 128, 1880))
     np.testing.assert_array_equal(w.label[2], np.arange(2880, 2940))
     np.testing.assert_array_equal(w.seasonal_error, 360.0)  # a ramp moves 360 in 360 steps, over the whole past
-    assert tasks.source_facts("b") == {"domain": "observability", "intervals": ["10 s"]}
+    np.testing.assert_array_equal(tasks.past(2)[0], np.arange(880))
+
+
+def test_terms_are_tasks_of_their_own(folder):
+    tasks = TaskSet.open(TasksConfig(path=folder, terms=["short", "medium", "long"]))
+    assert [t.name for t in tasks.tasks] == ["a/H/short", "a/H/medium", "a/H/long", "b/10S/short", "c/D/short"]
+    medium = tasks.windows[tasks.windows["task"] == 1]
+    assert medium[["series", "start", "horizon"]].tolist() == [(1, 5000 - 960, 480), (1, 5000 - 480, 480)]
+    with pytest.raises(ValueError, match="'huge' must be one of"):
+        TaskSet.open(TasksConfig(path=folder, terms=["huge"]))
+
+
+def test_frequencies_of_a_source_are_tasks_of_their_own(tmp_path):
+    mixed = [series("m", "h", 1, 1000), series("m", "30d", 1, 100, 30 * DAY), series("m", "31d", 1, 100, 31 * DAY)]
+    write_shards(tmp_path / "s", mixed, {})
+    tasks = TaskSet.open(TasksConfig(path=str(tmp_path / "s")))
+    assert [t.name for t in tasks.tasks] == ["m/H/short", "m/M/short"]
+    assert [len(set(tasks.windows["series"][tasks.windows["task"] == k])) for k in (0, 1)] == [1, 2]
+
+
+def test_split_groups_forecast_each_variate_alone(folder):
+    whole = TaskSet.open(TasksConfig(path=folder, include=["b"]))
+    split = TaskSet.open(TasksConfig(path=folder, include=["b"], groups="split"))
+    assert len(split) == 3 * len(whole)
+    assert set(split.windows["variates"]) == {1}
+    both = whole.read(np.array([0])), split.read(np.array([2]))  # first window of the group, of its second variate
+    for field in ("contexts", "labels", "seasonal_error"):
+        np.testing.assert_array_equal(getattr(both[0], field)[:, 1:2], getattr(both[1], field))
+    assert split.window(2).variate_names == ("v1",)
+    table = split.table()
+    assert table["variate"].tolist() == ["v0", "v0", "v1", "v1", "v2", "v2"]
+    assert table["series"].nunique() == 1  # the bootstrap resamples groups
+
+
+def test_fingerprint_knows_data_and_windows_but_not_the_context(folder, tmp_path):
+    def of(**changes):
+        return TaskSet.open(TasksConfig(**{"path": folder, **changes})).fingerprint
+
+    write_shards(tmp_path / "s", [series("a", "short", 1, 300)], {})
+    assert of() == of(context=100)
+    different = [of(), of(limit=3), of(groups="split"), of(max_windows=1), of(exclude=["a"]), of(path=tmp_path / "s")]
+    assert len(set(different)) == len(different)
 
 
 def test_sources_are_chosen_by_glob(folder):
@@ -113,27 +170,28 @@ def test_sources_are_chosen_by_glob(folder):
 
 def test_no_window_is_an_error_that_says_why(folder):
     with pytest.raises(ValueError, match="shorter than two horizons"):
-        TaskSet.open(TasksConfig(path=folder, include=["c"]), "long")
+        TaskSet.open(TasksConfig(path=folder, include=["c"], terms=["long"]))
     with pytest.raises(ValueError, match="path is empty"):
         TaskSet.open(TasksConfig())
 
 
-def test_limit_is_deterministic_even_and_local_to_a_source(folder):
+def test_limit_is_deterministic_even_and_local_to_a_task(folder):
     whole = TaskSet.open(TasksConfig(path=folder))
     cut = TaskSet.open(TasksConfig(path=folder, limit=10))
     assert np.array_equal(cut.windows, TaskSet.open(TasksConfig(path=folder, limit=10)).windows)
-    assert np.bincount(cut.windows["source"]).tolist() == [10, 2, 10]
+    assert np.bincount(cut.windows["task"]).tolist() == [2, 2, 10]
     assert set(cut.windows.tolist()) <= set(whole.windows.tolist())
-    assert np.diff(cut.windows["series"][cut.windows["source"] == 2]).tolist() == [3] * 9
+    assert np.diff(cut.windows["series"][cut.windows["task"] == 2]).tolist() == [3] * 9
     alone = TaskSet.open(TasksConfig(path=folder, include=["c"], limit=10))
-    assert np.array_equal(alone.windows["start"], cut.windows["start"][cut.windows["source"] == 2])
+    assert np.array_equal(alone.windows["start"], cut.windows["start"][cut.windows["task"] == 2])
 
 
 @pytest.mark.parametrize("max_points", [1, 3_000, 2**20])
 def test_batches_cover_every_window_once_within_the_bound(folder, max_points):
     tasks = TaskSet.open(TasksConfig(path=folder, context=500))
     seen = []
-    for batch in tasks.batches(max_points):
+    for indices in tasks.batches(max_points):
+        batch = tasks.read(indices)
         n, variates, context = batch.contexts.shape
         assert batch.labels.shape == (n, variates, batch.horizon)
         assert context % 32 == 0
@@ -145,13 +203,14 @@ def test_batches_cover_every_window_once_within_the_bound(folder, max_points):
             assert np.isnan(batch.contexts[k, :, : context - steps]).all()
             np.testing.assert_array_equal(batch.labels[k], w.label)
             np.testing.assert_array_equal(batch.seasonal_error[k], w.seasonal_error)
-        seen += batch.indices.tolist()
+        seen += indices.tolist()
     assert sorted(seen) == list(range(len(tasks)))
 
 
 def test_naive_of_a_batch_sees_the_past_beyond_the_context(folder):
     tasks = TaskSet.open(TasksConfig(path=folder, include=["b"], context=32))  # season 360 > context 32
-    (batch,) = tasks.batches(naive=True)
+    (indices,) = tasks.batches()
+    batch = tasks.read(indices, naive=True)
     assert batch.naive is not None
     np.testing.assert_array_equal(batch.naive[0, 4, 0], np.arange(880 - 360, 880 - 300))
 

@@ -7,6 +7,8 @@ from scipy.special import ndtri
 
 LEVELS = np.arange(1, 10) / 10
 """Quantile levels of every forecast, 0.1 ... 0.9."""
+_BLOCK = 2**17
+"""Values that are worked on at once."""
 
 
 def effective_season(season: int, length: int) -> int:
@@ -21,12 +23,15 @@ def seasonal_scale(past: np.ndarray, season: int) -> tuple[np.ndarray, np.ndarra
     complete pair gets 0 in both.
     """
     lag = effective_season(season, past.shape[1])
-    steps = past[:, lag:] - past[:, :-lag]
-    known = np.isfinite(steps)
-    pairs = np.maximum(known.sum(1), 1)
-    absolute = np.abs(steps).sum(1, dtype=np.float64, where=known) / pairs
-    square = np.square(steps, dtype=np.float64).sum(1, where=known) / pairs
-    return absolute, np.sqrt(square)
+    scale = np.zeros((2, len(past)))
+    few = max(1, _BLOCK // past.shape[1])  # rows at a time: temporaries of a long, wide group would not fit
+    for at in range(0, len(past), few):
+        steps = past[at : at + few, lag:] - past[at : at + few, :-lag]
+        known = np.isfinite(steps)
+        pairs = np.maximum(known.sum(1), 1)
+        scale[0, at : at + few] = np.abs(steps).sum(1, dtype=np.float64, where=known) / pairs
+        scale[1, at : at + few] = np.sqrt(np.square(steps, dtype=np.float64).sum(1, where=known) / pairs)
+    return scale[0], scale[1]
 
 
 def seasonal_naive(past: np.ndarray, horizon: int, season: int, intervals: bool = True) -> np.ndarray:
@@ -43,7 +48,7 @@ def seasonal_naive(past: np.ndarray, horizon: int, season: int, intervals: bool 
     variates, length = past.shape
     lag = effective_season(season, length)
     ahead = np.arange(horizon)
-    mean = _latest_by_phase(past, lag)[:, ahead % lag]
+    mean = np.stack([_latest_by_phase(y, lag) for y in past])[:, ahead % lag]
     if not intervals:
         return np.broadcast_to(mean, (len(LEVELS), variates, horizon)).astype(np.float32)
     sd = seasonal_scale(past, season)[1][:, None] * np.sqrt(ahead // lag + 1)
@@ -51,18 +56,10 @@ def seasonal_naive(past: np.ndarray, horizon: int, season: int, intervals: bool 
 
 
 def _latest_by_phase(past: np.ndarray, lag: int) -> np.ndarray:
-    """Latest observed value at each of the next `lag` phases: [V, T] -> [V, lag]."""
-    variates, length = past.shape
-    padded = np.full((variates, -(-length // lag) * lag), np.nan, past.dtype)
-    padded[:, padded.shape[1] - length :] = past
-    latest = _last_finite(padded.reshape(variates, -1, lag).swapaxes(1, 2))
-    latest = np.where(np.isfinite(latest), latest, _last_finite(past)[:, None])
-    return np.where(np.isfinite(latest), latest, 0.0)
-
-
-def _last_finite(values: np.ndarray) -> np.ndarray:
-    """Last finite entry along the last axis, NaN where there is none: [..., T] -> [...]."""
-    known = np.isfinite(values)
-    last = values.shape[-1] - 1 - known[..., ::-1].argmax(-1)
-    found = np.take_along_axis(values, last[..., None], -1)[..., 0]
-    return np.where(known.any(-1), found, np.nan)
+    """Latest observed value of one variate at each of the next `lag` phases: [T] -> [lag]."""
+    seen = np.flatnonzero(np.isfinite(past))
+    if not len(seen):
+        return np.zeros(lag, past.dtype)
+    latest = np.full(lag, past[seen[-1]])
+    latest[(seen - len(past)) % lag] = past[seen]  # later ones overwrite earlier ones
+    return latest

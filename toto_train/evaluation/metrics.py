@@ -1,12 +1,13 @@
-"""MASE and weighted quantile loss as sums over windows, pooled per source, with bootstrap intervals.
+"""MASE and weighted quantile loss as sums over windows, pooled per task, with bootstrap intervals.
 
-Everything is kept as plain sums per window: sums of sources, of resampled series or of several processes are then
+Everything is kept as plain sums per window: sums of tasks, of resampled series or of several processes are then
 additions, and pooling equals gluonts' MASE and MeanWeightedSumQuantileLoss on the same windows.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -39,10 +40,9 @@ class Sums:
         wide = {"quantile_loss", "below"}
         return cls(**{f.name: np.zeros((windows, len(LEVELS)) if f.name in wide else windows) for f in fields(cls)})
 
-    def put(self, indices: np.ndarray, part: Sums) -> None:
-        """Write the sums of some windows at their positions."""
-        for f in fields(self):
-            getattr(self, f.name)[indices] = getattr(part, f.name)
+    def take(self, windows: np.ndarray) -> Sums:
+        """The sums of some windows alone."""
+        return Sums(**{f.name: getattr(self, f.name)[windows] for f in fields(self)})
 
     def mase(self, take: np.ndarray | slice = slice(None)) -> float:
         """Pooled over the windows `take`; NaN where nothing can be scaled."""
@@ -81,13 +81,26 @@ def window_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.nd
 
 @dataclass(frozen=True)
 class Interval:
-    """An overall relative score: geometric mean over sources, with its bootstrap interval."""
+    """An overall relative score with its bootstrap interval."""
 
     value: float
     low: float
     high: float
     excluded: tuple[str, ...]
-    """Sources left out, because one of the two scores is 0 or undefined there."""
+    """Tasks left out, because one of the two scores is 0 or undefined there."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """The scored windows of one task."""
+
+    source: str
+    stratum: str
+    """Source and frequency: tasks of one stratum (its terms) are cut from the same series."""
+    windows: np.ndarray
+    """[w] positions."""
+    series: np.ndarray
+    """[w] series of each window."""
 
 
 def relative(model: float, baseline: float) -> float:
@@ -107,39 +120,55 @@ def overall(
     metric: str,
     model: Sums,
     baseline: Sums,
-    members: dict[str, tuple[np.ndarray, np.ndarray]],
+    members: dict[str, Member],
     draws: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """Geometric mean over sources of the pooled model score / the pooled baseline score, with its interval.
+    """Relative score over all tasks: model / baseline pooled per task, geometric mean over the tasks of a source, then
+    over sources, so that a source cut into many frequencies and terms counts once.
 
-    metric: 'mase' or 'mwql'. members: source -> (positions of its windows [w], series of each [w]).
+    metric: 'mase' or 'mwql'; members: task -> its windows. `baseline` may be another model: a paired comparison.
 
-    The bootstrap resamples whole series inside each source, model and baseline together: windows of one series are
-    no independent evidence. A source of one series resamples its windows instead, it would seem certain otherwise.
-    draws=0 leaves the interval NaN.
+    The bootstrap resamples whole series, the same draw for model and baseline and for all terms of a stratum: windows
+    of one series are no independent evidence. Where a task has one series its windows are resampled instead, it would
+    seem certain otherwise. draws=0 leaves the interval NaN.
     """
-    ratios, sampled, excluded = [], [], []
-    for source, (windows, series) in members.items():
-        ratio = relative(getattr(model, metric)(windows), getattr(baseline, metric)(windows))
+    ratios: dict[str, list[float]] = {}
+    sampled: dict[str, list[np.ndarray]] = {}
+    excluded = []
+    strata: dict[str, list[np.ndarray]] = {}
+    for member in members.values():
+        strata.setdefault(member.stratum, []).append(member.series)
+    for task, member in members.items():
+        ratio = relative(getattr(model, metric)(member.windows), getattr(baseline, metric)(member.windows))
         if not np.isfinite(ratio):
-            excluded.append(source)
+            excluded.append(task)
             continue
-        ratios.append(ratio)
+        ratios.setdefault(member.source, []).append(ratio)
         if not draws:
             continue
-        cluster = np.unique(series, return_inverse=True)[1]
-        cluster = cluster if cluster.max() else np.arange(len(windows))
-        terms = np.stack([t[windows] for s in (model, baseline) for t in _terms(metric, s)], 1)
-        totals = np.zeros((cluster.max() + 1, 4))
+        # every term of a stratum numbers the series alike and draws from the same stream: the same series, then
+        known = np.unique(np.concatenate(strata[member.stratum]))
+        cluster, count, stream = np.searchsorted(known, member.series), len(known), member.stratum
+        if len(np.unique(member.series)) == 1:
+            cluster, count, stream = np.arange(len(member.windows)), len(member.windows), task
+        terms = np.stack([t[member.windows] for s in (model, baseline) for t in _terms(metric, s)], 1)
+        totals = np.zeros((count, 4))
         np.add.at(totals, cluster, terms)
-        bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(source.encode())]))
-        sampled.append(_resample(totals, draws, np.random.Generator(bits)))
-    value, low, high = float(geometric_mean(np.array(ratios))), np.nan, np.nan
+        bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(stream.encode())]))
+        sampled.setdefault(member.source, []).append(_resample(totals, draws, np.random.Generator(bits)))
+    value, low, high = float(_two_means(ratios)), np.nan, np.nan
     if ratios and draws:
-        low, high = np.nanquantile(geometric_mean(np.stack(sampled)), [(1 - confidence) / 2, (1 + confidence) / 2])
+        low, high = np.nanquantile(_two_means(sampled), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high), tuple(excluded))
+
+
+def _two_means(ratios: Mapping[str, Sequence[float | np.ndarray]]) -> np.ndarray:
+    """Source -> ratios of its tasks, each a number or [draws]; geometric mean over tasks, then over sources."""
+    if not ratios:
+        return np.array(np.nan)
+    return geometric_mean(np.stack([geometric_mean(np.stack([np.asarray(r) for r in of])) for of in ratios.values()]))
 
 
 def _terms(metric: str, sums: Sums) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,29 @@
-"""Score a forecaster on a task set, per source and overall, raw and relative to Seasonal Naive."""
+"""Score a forecaster on a task set: per task, per source and overall, raw and relative to Seasonal Naive."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from toto_train.evaluation.baselines import LEVELS
-from toto_train.evaluation.metrics import METRICS, Interval, Sums, geometric_mean, overall, relative, window_sums
+from toto_train.evaluation.metrics import (
+    METRICS,
+    Interval,
+    Member,
+    Sums,
+    geometric_mean,
+    overall,
+    relative,
+    window_sums,
+)
+from toto_train.evaluation.rows import Parts
 from toto_train.evaluation.tasks import Forecaster, TaskSet, Window
 
 RANKS = ("best", "median", "worst")
@@ -20,12 +33,12 @@ RANKS = ("best", "median", "worst")
 class Example:
     """One variate of one scored window, kept for the report."""
 
-    source: str
+    task: str
     item_id: str
     variate: str
     interval: float
     rank: str
-    """best, median or worst of its source by weighted quantile loss."""
+    """best, median or worst of its task by weighted quantile loss."""
     loss: float
     """Weighted quantile loss of the window."""
     context: np.ndarray
@@ -40,28 +53,25 @@ class Example:
 class Scores:
     """Sums of every window for the model and for Seasonal Naive, and what follows from them."""
 
-    sources: tuple[str, ...]
-    facts: dict[str, dict[str, Any]]
-    """Per source: domain and intervals."""
-    source: np.ndarray
-    """[W] number of each window's source."""
-    series: np.ndarray
-    """[W] position of its series in the source."""
-    start: np.ndarray
-    """[W] step at which its label begins."""
+    table: pd.DataFrame
+    """What each of the W windows is: `TaskSet.table()`."""
     model: Sums
     baseline: Sums
+    seconds: np.ndarray
+    """[W] time of forecasting, that of a batch spread over its windows."""
     draws: int = 1000
     seed: int = 0
     examples: list[Example] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         scored = np.flatnonzero(self.model.points > 0)  # a window without any observed label says nothing
-        self.members = {}
-        for k, name in enumerate(self.sources):
-            windows = scored[self.source[scored] == k]
-            if len(windows):
-                self.members[name] = windows, self.series[windows]
+        task = self.table["task"].to_numpy()[scored]
+        self.members: dict[str, Member] = {}
+        for name in dict.fromkeys(task):
+            windows = scored[task == name]
+            first = self.table.iloc[windows[0]]
+            stratum = f"{first['source']}/{first['frequency']}"
+            self.members[name] = Member(first["source"], stratum, windows, self.table["series"].to_numpy()[windows])
         self.overall: dict[str, Interval] = {
             metric: overall(metric, self.model, self.baseline, self.members, self.draws, self.seed)
             for metric in METRICS
@@ -70,61 +80,81 @@ class Scores:
     @property
     def windows(self) -> int:
         """Windows with at least one observed label."""
-        return sum(len(windows) for windows, _ in self.members.values())
+        return sum(len(member.windows) for member in self.members.values())
 
     @property
     def series_count(self) -> int:
-        return sum(len(np.unique(series)) for _, series in self.members.values())
+        return self.table.loc[self.model.points > 0].groupby(["source", "series"]).ngroups
+
+    @property
+    def seconds_per_series(self) -> float:
+        """Mean time to forecast one window of one variate."""
+        return float(self.seconds.sum() / max(self.table["variates"].sum(), 1))
 
     def coverage(self) -> np.ndarray:
-        """Mean over sources of the share of points at or below each quantile, [9].
+        """Mean over tasks of the share of points at or below each quantile, [9].
 
-        Without the sources that the overall score leaves out: on a constant every quantile is hit, which says nothing.
+        Without the tasks that the overall score leaves out: on a constant every quantile is hit, which says nothing.
         """
-        kept = [self.model.coverage(w) for s, (w, _) in self.members.items() if s not in self.overall["mwql"].excluded]
+        left_out = self.overall["mwql"].excluded
+        kept = [self.model.coverage(m.windows) for name, m in self.members.items() if name not in left_out]
         return np.mean(kept or [np.full(len(LEVELS), np.nan)], axis=0)
 
-    def table(self) -> dict[str, dict[str, Any]]:
-        """One row per source with scored windows: facts, counts, raw, baseline and relative scores, coverage."""
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """One row a task with scored windows: what it is, counts, raw, baseline and relative scores, coverage."""
         rows = {}
-        for name, (windows, series) in self.members.items():
+        for name, member in self.members.items():
+            windows, first = member.windows, self.table.iloc[member.windows[0]]
             model = {m: getattr(self.model, m)(windows) for m in METRICS}
             naive = {m: getattr(self.baseline, m)(windows) for m in METRICS}
             rows[name] = {
-                **self.facts.get(name, {}),
+                **{key: first[key] for key in ("source", "domain", "frequency", "term")},
+                "horizon": int(first["horizon"]),
                 "windows": len(windows),
-                "series": len(np.unique(series)),
+                "series": len(np.unique(member.series)),
                 "points": int(self.model.points[windows].sum()),
                 **model,
                 "seasonal_naive": naive,
                 "relative": {m: relative(model[m], naive[m]) for m in METRICS},
                 "coverage": self.model.coverage(windows).tolist(),
+                "seconds_per_series": float(
+                    self.seconds[windows].sum() / self.table["variates"].to_numpy()[windows].sum()
+                ),
             }
         return rows
 
+    def by(self, column: str) -> dict[str, dict[str, Any]]:
+        """Tasks grouped by source, domain, frequency or term: counts and the geometric mean of relative scores."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in self.tasks().values():
+            groups.setdefault(row[column], []).append(row)
+        return {
+            name: {
+                "tasks": len(rows),
+                "windows": sum(row["windows"] for row in rows),
+                "relative": {m: float(geometric_mean(np.array([row["relative"][m] for row in rows]))) for m in METRICS},
+            }
+            for name, rows in groups.items()
+        }
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; a score that does not exist is None. Overall raw scores are geometric means over sources."""
-        rows = self.table()
-
-        def mean(metric: str, pick: Callable[[dict[str, Any]], dict[str, Any]]) -> float:
-            kept = [pick(row)[metric] for name, row in rows.items() if name not in self.overall[metric].excluded]
-            return float(geometric_mean(np.array(kept, float)))
-
+        """JSON-able; a score that does not exist is None."""
         total = {
-            "sources": len(rows),
+            "tasks": len(self.members),
+            "sources": len({member.source for member in self.members.values()}),
             "series": self.series_count,
             "windows": self.windows,
-            "windows_without_label": len(self.source) - self.windows,
+            "windows_without_label": len(self.table) - self.windows,
+            "seconds_per_series": self.seconds_per_series,
             "levels": LEVELS.tolist(),
             "coverage": self.coverage().tolist(),
-            **{m: mean(m, lambda row: row) for m in METRICS},
-            "seasonal_naive": {m: mean(m, lambda row: row["seasonal_naive"]) for m in METRICS},
             "relative": {
                 m: {"value": o.value, "low": o.low, "high": o.high, "confidence": 0.95, "excluded": list(o.excluded)}
                 for m, o in self.overall.items()
             },
         }
-        return _without_nan({"overall": total, "sources": rows})
+        groups = {f"by_{column}": self.by(column) for column in ("domain", "frequency", "term")}
+        return without_nan({"overall": total, "sources": self.by("source"), **groups, "tasks": self.tasks()})
 
 
 def evaluate(
@@ -136,43 +166,52 @@ def evaluate(
     max_points: int = 2**20,
     draws: int = 1000,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+    parts: Path | None = None,
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Scores:
     """Forecast and score every window of `tasks`.
 
-    baseline: `Scores.baseline` of an earlier call on the same tasks, so that Seasonal Naive is computed once.
-    examples: number of sources (evenly spaced) whose best, median and worst forecasts are kept.
-    max_points: values of context and label in one call of the forecaster.
-    draws, seed: bootstrap over series.
-    progress: called with (windows done, windows in all).
+    baseline: sums of Seasonal Naive (`Scores.baseline` of an earlier call on the same tasks), so that it is computed
+    once. examples: number of tasks (evenly spaced) whose best, median and worst forecasts are kept.
+    max_points: values of context and label in one call of the forecaster. draws, seed: bootstrap over series.
+    progress: called with the number of windows done so far. parts: folder that keeps what is scored until all is; the
+    same call again goes on from there. rank, world, gather: this process scores every world-th batch, and gather(array)
+    returns the sum over processes.
     """
-    model = Sums.zeros(len(tasks))
-    naive = Sums.zeros(len(tasks)) if baseline is None else baseline
-    done = 0
-    for batch in tasks.batches(max_points, naive=baseline is None):
+    count = len(tasks)
+    model, naive = Sums.zeros(count), Sums.zeros(count) if baseline is None else baseline
+    seconds = np.zeros(count)
+    arrays = vars(model) | {"seconds": seconds}
+    if baseline is None:
+        arrays |= {f"naive_{name}": array for name, array in vars(naive).items()}
+    filled = Parts(arrays, parts)
+    for indices in tasks.batches(max_points)[rank::world]:
+        if filled.done[indices].all():
+            continue
+        batch = tasks.read(indices, naive=baseline is None)
+        begin = time.perf_counter()
         quantiles = _forecast(forecaster, batch.contexts, batch.horizon)
+        spent = (time.perf_counter() - begin) / len(indices)
         finite = np.isfinite(quantiles).all((1, 2, 3))
         if not finite.all():
-            bad = tasks.window(int(batch.indices[np.argmin(finite)]))
-            raise ValueError(f"the forecast for {bad.source}/{bad.item_id} from step {bad.start} is not finite")
-        model.put(batch.indices, window_sums(quantiles, batch.labels, batch.seasonal_error))
+            bad = tasks.window(int(indices[np.argmin(finite)]))
+            raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
+        values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
         if batch.naive is not None:
-            naive.put(batch.indices, window_sums(batch.naive, batch.labels, batch.seasonal_error))
-        done += len(batch.indices)
+            sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
+            values |= {f"naive_{name}": array for name, array in vars(sums).items()}
+        filled.put(indices, values)
+        del batch, quantiles, values  # before the next is read
         if progress:
-            progress(done, len(tasks))
-    w = tasks.windows
-    scores = Scores(
-        sources=tasks.sources,
-        facts={tasks.sources[k]: tasks.source_facts(tasks.sources[k]) for k in np.unique(w["source"])},
-        source=w["source"],
-        series=w["series"],
-        start=w["start"],
-        model=model,
-        baseline=naive,
-        draws=draws,
-        seed=seed,
-    )
+            progress(int(filled.done.sum()))
+    filled.flush()
+    if gather is not None:
+        for array in arrays.values():
+            array[:] = gather(array)
+    scores = Scores(tasks.table(), model, naive, seconds, draws, seed)
     scores.examples = list(_examples(forecaster, tasks, scores, examples))
     return scores
 
@@ -186,13 +225,13 @@ def _forecast(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.
     return quantiles
 
 
-def _examples(forecaster: Forecaster, tasks: TaskSet, scores: Scores, sources: int) -> list[Example]:
-    """Best, median and worst window of some sources, forecast once more: keeping all forecasts would not fit."""
+def _examples(forecaster: Forecaster, tasks: TaskSet, scores: Scores, count: int) -> list[Example]:
+    """Best, median and worst window of `count` tasks, forecast once more: keeping all forecasts would not fit."""
     names = [n for n in scores.members if n not in scores.overall["mwql"].excluded] or list(scores.members)
-    picks = np.unique(np.linspace(0, len(names) - 1, min(sources, len(names))).round().astype(int))
+    picks = np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))
     found = []
     for name in (names[k] for k in picks):
-        windows = scores.members[name][0]
+        windows = scores.members[name].windows
         loss = scores.model.quantile_loss[windows].mean(1)
         weight = scores.model.absolute[windows]
         windows, loss = windows[weight > 0], loss[weight > 0] / weight[weight > 0]
@@ -217,10 +256,10 @@ def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Examp
     order = order[moving[order]] if moving.any() else order[sums.points[order] > 0]
     v = int(order[(len(order) - 1) // 2])
     return Example(
-        source=w.source,
+        task=w.task.name,
         item_id=w.item_id,
         variate=w.variate_names[v],
-        interval=w.interval,
+        interval=w.task.interval,
         rank=rank,
         loss=loss,
         context=np.array(w.context[v]),
@@ -229,10 +268,10 @@ def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Examp
     )
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """NaN and infinity are no JSON; None is."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,17 +1,20 @@
 """Fixed forecasting windows cut from a folder of shards by GIFT-Eval's rules.
 
-Horizon and season follow from a series' interval, windows lie side by side at its end. A task set holds where its
-windows are, not their values: those are read batch by batch.
+A task is a source at one frequency and one term. Horizon and season follow from the interval, windows lie side by side
+at the end of each series. A task set holds where its windows are, not their values: those are read batch by batch.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 
 from data_pipelines.shards import ShardSet
 from toto_train.config import TasksConfig
@@ -30,12 +33,17 @@ TEST_SHARE = 0.1
 _DAY = 86_400
 _CALENDAR = (("y", 360, 366), ("q", 89, 92), ("mo", 28, 31))
 """Units whose length varies: fewest and most days of one."""
-_WINDOW = np.dtype([(f, "i8") for f in ("source", "series", "start", "variates", "horizon", "context", "season")])
+_CODES = {"ms": "L", "s": "S", "min": "T", "h": "H", "d": "D", "w": "W", "mo": "M", "q": "Q", "y": "A"}
+_FIELDS = ("task", "series", "variate", "start", "variates", "horizon", "context", "season")
+_WINDOW = np.dtype([(field, "i8") for field in _FIELDS])
+"""variate is -1 where the window holds the whole group."""
 
 
 class Store(Protocol):
     """The part of `data_pipelines.shards.ShardSet` that tasks read."""
 
+    @property
+    def fingerprint(self) -> str: ...
     @property
     def sources(self) -> Any: ...
     def index(self, source: str) -> np.ndarray: ...
@@ -57,6 +65,12 @@ def frequency(interval: float) -> tuple[int, str]:
     return max(1, round(1000 * interval)), "ms"
 
 
+def code_of(interval: float) -> str:
+    """GIFT-Eval's name of a frequency: 600 -> '10T'."""
+    count, unit = frequency(interval)
+    return f"{count if count > 1 else ''}{_CODES[unit]}"
+
+
 def horizon_of(interval: float, term: str = "short") -> int:
     """Steps to forecast."""
     if term not in TERMS:
@@ -71,27 +85,45 @@ def season_of(interval: float) -> int:
     return 1 if rest else season
 
 
-def window_starts(length: int, horizon: int, max_windows: int) -> np.ndarray:
-    """First label step of each window of one series, ascending; empty where the series is too short.
+def window_count(shortest: int, horizon: int, max_windows: int) -> int:
+    """Windows of every series of a task whose shortest series has `shortest` steps.
 
-    clip(ceil(0.1 * length / horizon), 1, max_windows) windows side by side, the last one ending with the series.
-    Ours: a window needs at least one horizon of history, so that short series do not yield guesses.
+    clip(ceil(0.1 * shortest / horizon), 1, max_windows), as in GIFT-Eval; 0 where a window would have less than one
+    horizon of history (ours, so that short series do not yield guesses).
     """
-    count = min(max(math.ceil(TEST_SHARE * length / horizon), 1), max_windows, length // horizon - 1)
-    return length - horizon * np.arange(max(count, 0), 0, -1)
+    return min(max(math.ceil(TEST_SHARE * shortest / horizon), 1), max_windows, max(shortest // horizon - 1, 0))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is pooled into one score: a source at one frequency and one term."""
+
+    source: str
+    interval: float
+    """Seconds between two steps."""
+    term: str
+    domain: str
+
+    @property
+    def frequency(self) -> str:
+        return code_of(self.interval)
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}/{self.frequency}/{self.term}"
 
 
 @dataclass(frozen=True)
 class Window:
     """One forecast to make. context [V, C] and label [V, H] float32, NaN = missing; seasonal_error [V]."""
 
-    source: str
+    task: Task
     item_id: str
     variate_names: tuple[str, ...]
-    interval: float
     start: int
     """Step of the series at which the label begins."""
     season: int
+    """Lag of the seasonal error: the task's season, or 1 where no full season lies before `start`."""
     context: np.ndarray
     label: np.ndarray
     seasonal_error: np.ndarray
@@ -118,62 +150,98 @@ class Batch:
 
 
 class TaskSet:
-    """Windows of every source in a store; `windows` is a structured array in order (source, series, start)."""
+    """Windows of every task of a store; `windows` is a structured array in order (task, series, variate, start)."""
 
-    def __init__(self, store: Store, config: TasksConfig, term: str = "short"):
-        self.store = store
-        self.term = term
-        self.sources = tuple(sorted(store.sources))
-        parts = [self._cut(k, config) for k in range(len(self.sources))]
-        self.windows = np.concatenate(parts) if parts else np.empty(0, _WINDOW)
+    def __init__(self, store: Store, config: TasksConfig):
+        self.store, self.config = store, config
+        self.tasks: list[Task] = []
+        parts = [self._cut(source) for source in sorted(store.sources)]
+        self.windows = np.concatenate([w for part in parts for w in part] or [np.empty(0, _WINDOW)])
         if not len(self.windows):
             raise ValueError(
                 f"no forecasting window in {config.path or 'this store'}; every series is shorter than two horizons "
-                f"(sources: {', '.join(self.sources) or 'none'}; include={config.include}, exclude={config.exclude})"
+                f"(sources: {', '.join(sorted(store.sources)) or 'none'}; include={config.include}, "
+                f"exclude={config.exclude}, terms={config.terms})"
             )
 
     @classmethod
-    def open(cls, config: TasksConfig, term: str = "short") -> TaskSet:
+    def open(cls, config: TasksConfig) -> TaskSet:
         if not config.path:
             raise ValueError("tasks.path is empty; give a folder that scripts/build_shards.py wrote")
-        return cls(ShardSet(config.path, config.include, config.exclude), config, term)
+        return cls(ShardSet(config.path, config.include, config.exclude), config)
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def _cut(self, source: int, config: TasksConfig) -> np.ndarray:
-        rows: list[tuple[int, ...]] = []
-        index = self.store.index(self.sources[source])
-        for i in range(len(index)):
-            interval, length = float(index["interval"][i]), int(index["length"][i])
-            horizon, season = horizon_of(interval, self.term), season_of(interval)
-            for start in window_starts(length, horizon, config.max_windows).tolist():
-                variates = int(index["variates"][i])
-                rows.append((source, i, start, variates, horizon, min(start, config.context), season))
-        windows = np.array(rows, _WINDOW)
-        if config.limit and len(windows) > config.limit:
-            windows = windows[((np.arange(config.limit) + 0.5) * len(windows) / config.limit).astype(int)]
-        return windows
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources with at least one window."""
+        return tuple(dict.fromkeys(task.source for task in self.tasks))
 
-    def source_facts(self, source: str) -> dict[str, Any]:
-        """Domain and intervals (as '10 min') of a source with windows."""
-        k = self.sources.index(source)
-        series = np.unique(self.windows["series"][self.windows["source"] == k])
-        intervals = np.unique(self.store.index(source)["interval"][series])
-        labels = ["{} {}".format(*frequency(float(seconds))) for seconds in intervals]
-        return {"domain": self.store.meta(source, int(series[0])).get("domain", "general"), "intervals": labels}
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the data and what is to be forecast from where; how much context is given does not count."""
+        columns = np.stack([self.windows[field] for field in _FIELDS if field != "context"])
+        names = json.dumps([self.store.fingerprint, [task.name for task in self.tasks]])
+        return hashlib.sha256(names.encode() + columns.tobytes()).hexdigest()
+
+    def _cut(self, source: str) -> Iterator[np.ndarray]:
+        """Windows of one source, task by task."""
+        index, c = self.store.index(source), self.config
+        codes = np.array([code_of(float(seconds)) for seconds in index["interval"]])
+        for code, term in ((code, term) for code in sorted(set(codes)) for term in c.terms):
+            interval = float(index["interval"][codes == code][0])
+            horizon, season = horizon_of(interval, term), season_of(interval)
+            series = np.flatnonzero((codes == code) & (index["length"] >= 2 * horizon))
+            if not len(series):
+                continue
+            count = window_count(int(index["length"][series].min()), horizon, c.max_windows)
+            rows: list[tuple[int, ...]] = []
+            for i in series.tolist():
+                length, width = int(index["length"][i]), int(index["variates"][i])
+                for variate in range(width) if c.groups == "split" else [-1]:
+                    variates = 1 if c.groups == "split" else width
+                    for start in range(length - count * horizon, length, horizon):
+                        context = min(start, c.context)
+                        rows.append((len(self.tasks), i, variate, start, variates, horizon, context, season))
+            windows = np.array(rows, _WINDOW)
+            if c.limit and len(windows) > c.limit:
+                windows = windows[((np.arange(c.limit) + 0.5) * len(windows) / c.limit).astype(int)]
+            domain = str(self.store.meta(source, int(series[0])).get("domain", "general"))
+            self.tasks.append(Task(source, interval, term, domain))
+            yield windows
+
+    def table(self) -> pd.DataFrame:
+        """One row a window: task, source, domain, frequency, term, item_id, variate ('' for a whole group), series,
+        start, horizon, season, context, variates."""
+        w = self.windows
+        metas: dict[tuple[str, int], dict[str, Any]] = {}
+        item, variate = [], []
+        for task, series, v in zip(w["task"].tolist(), w["series"].tolist(), w["variate"].tolist(), strict=True):
+            key = self.tasks[task].source, series
+            if key not in metas:
+                metas[key] = self.store.meta(*key)
+            names = metas[key].get("variate_names")
+            item.append(str(metas[key]["item_id"]))
+            variate.append("" if v < 0 else str(names[v]) if names else f"v{v}")
+        columns: dict[str, Any] = {"task": [self.tasks[k].name for k in w["task"]]}
+        for field in ("source", "domain", "frequency", "term"):
+            columns[field] = [getattr(self.tasks[k], field) for k in w["task"]]
+        columns |= {"item_id": item, "variate": variate}
+        columns |= {f: w[f] for f in ("series", "start", "horizon", "season", "context", "variates")}
+        return pd.DataFrame(columns)
 
     def window(self, i: int) -> Window:
         """Read one window."""
         w = self.windows[i]
-        source = self.sources[w["source"]]
-        meta = self.store.meta(source, int(w["series"]))
+        task, v = self.tasks[w["task"]], int(w["variate"])
+        meta = self.store.meta(task.source, int(w["series"]))
         values, start = self._values(w), int(w["start"])
+        names = tuple(map(str, meta.get("variate_names") or (f"v{k}" for k in range(max(v + 1, len(values))))))
         return Window(
-            source=source,
+            task=task,
             item_id=str(meta["item_id"]),
-            variate_names=tuple(meta.get("variate_names") or (f"v{v}" for v in range(len(values)))),
-            interval=float(self.store.index(source)["interval"][w["series"]]),
+            variate_names=names if v < 0 else names[v : v + 1],
             start=start,
             season=effective_season(int(w["season"]), start),
             context=values[:, start - w["context"] : start],
@@ -181,8 +249,12 @@ class TaskSet:
             seasonal_error=seasonal_scale(values[:, :start], int(w["season"]))[0],
         )
 
-    def batches(self, max_points: int = 2**20, pad: int = 32, naive: bool = False) -> Iterator[Batch]:
-        """All windows once, grouped by (variates, horizon, context rounded up to `pad`).
+    def past(self, i: int) -> np.ndarray:
+        """Everything before a window, [V, start]; a view of the mapped shard."""
+        return self._values(self.windows[i])[:, : int(self.windows[i]["start"])]
+
+    def batches(self, max_points: int = 2**20, pad: int = 32) -> list[np.ndarray]:
+        """Positions of all windows, each once, grouped by (variates, horizon, context rounded up to `pad`).
 
         A batch holds at most `max_points` values of context and label, but never less than one window.
         """
@@ -191,14 +263,17 @@ class TaskSet:
         order = np.lexsort((np.arange(len(w)), context, w["horizon"], w["variates"]))
         shapes = np.stack([w["variates"], w["horizon"], context], 1)[order]
         edges = np.flatnonzero((np.diff(shapes, axis=0) != 0).any(1)) + 1
+        batches = []
         for group in np.split(order, edges):
             first = w[group[0]]
             size = int(first["variates"] * (context[group[0]] + first["horizon"]))
             step = max(1, max_points // size)
-            for at in range(0, len(group), step):
-                yield self._read(group[at : at + step], int(context[group[0]]), naive)
+            batches += [group[at : at + step] for at in range(0, len(group), step)]
+        return batches
 
-    def _read(self, indices: np.ndarray, context: int, naive: bool) -> Batch:
+    def read(self, indices: np.ndarray, naive: bool = False, pad: int = 32) -> Batch:
+        """Read windows of one shape; `naive` adds Seasonal Naive's forecast."""
+        context = int(-(-self.windows["context"][indices].max() // pad) * pad)
         first, count = self.windows[indices[0]], len(indices)
         variates, horizon = int(first["variates"]), int(first["horizon"])
         contexts = np.full((count, variates, context), np.nan, np.float32)
@@ -216,5 +291,6 @@ class TaskSet:
         return Batch(indices, contexts, labels, scale, baseline)
 
     def _values(self, w: Any) -> np.ndarray:
-        """The whole series of a window, [V, T]; a view of the mapped shard."""
-        return self.store.values(self.sources[w["source"]], int(w["series"]))
+        """The whole series of a window (its variate alone in a split group), [V, T]; a view of the mapped shard."""
+        values = self.store.values(self.tasks[w["task"]].source, int(w["series"]))
+        return values if w["variate"] < 0 else values[int(w["variate"]) : int(w["variate"]) + 1]
