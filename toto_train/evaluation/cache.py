@@ -1,0 +1,162 @@
+"""What lies beside a task set: shards made of its files, and the baselines' scores, so that both are made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines import build, shards
+from data_pipelines.quality import Counts
+from toto_train.evaluation import peers, rows
+from toto_train.evaluation.baselines import seasonal_naive
+from toto_train.evaluation.metrics import Sums, window_sums
+from toto_train.evaluation.tasks import TaskSet
+
+log = logging.getLogger(__name__)
+
+SEASONAL_NAIVE = "seasonal_naive"
+_CHUNK = 8
+"""Windows that a process takes at once."""
+
+
+def cache_folder(path: str | Path, given: str = "") -> Path:
+    """The folder beside the task set at `path` (DIR.eval), or `given`; made, and ValueError where it cannot be."""
+    folder = Path(given) if given else Path(path).resolve().with_name(Path(path).resolve().name + ".eval")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder} ({error.strerror}); give another folder with cache=") from error
+    return folder
+
+
+def as_shards(path: str | Path, options: build.TableOptions, cache: Path) -> Path:
+    """The dataset folder for `path`: itself, or shards made once from the Parquet files at or below it.
+
+    Every series and variate of the files is kept as it is: what is scored is not chosen by quality rules.
+    """
+    if (Path(path) / shards.MANIFEST).is_file():
+        return Path(path)
+    if not Path(path).exists():
+        raise ValueError(f"tasks.path={path} does not exist; give a folder of shards or of Parquet files")
+    files = build.find_files(path, "parquet")
+    facts = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    made = cache / f"shards-{_digest(shards.SCHEMA, facts, asdict(options))}"
+    if not (made / shards.MANIFEST).is_file():
+        series = build.read_files(path, "parquet", options, Counts())
+        manifest = shards.write_shards(made, series, {"source": "parquet", **asdict(options)}, replace=made.exists())
+        log.info("%s: %d series -> %s", path, manifest["series"], made)
+    return made
+
+
+@dataclass
+class Baseline:
+    """A baseline's sums on every window of a task set."""
+
+    name: str
+    sums: Sums
+    seconds: np.ndarray
+    """[W]"""
+    fallbacks: int
+    """Variates for which the method failed and Seasonal Naive stood in."""
+
+
+def baseline(
+    name: str,
+    tasks: TaskSet,
+    cache: Path,
+    context: int = 1024,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Baseline:
+    """Scores of 'seasonal_naive' (from the whole past) or of one of `peers.PEERS` (from the last `context` steps).
+
+    Kept in `cache` under a key of data, windows, context and package version; an interrupted call is gone on with.
+    """
+    naive = name == SEASONAL_NAIVE
+    version = "1" if naive else f"{peers.version(name)}, rules {peers.RULES}, context {context}"
+    stem = f"{name}-{_digest(tasks.fingerprint, version)}"
+    file = cache / f"{stem}.parquet"
+    if file.is_file():
+        frame = rows.read(file)
+        _, sums, seconds = rows.from_frame(frame)
+        return Baseline(name, sums, seconds, int(frame["fallbacks"].sum()))
+    count = len(tasks)
+    sums, seconds, fallbacks = Sums.zeros(count), np.zeros(count), np.zeros(count)
+    parts = rows.Parts(vars(sums) | {"seconds": seconds, "fallbacks": fallbacks}, cache / f"{stem}.parts")
+    try:
+        left = np.flatnonzero(~parts.done)
+        chunks = [left[at : at + _CHUNK] for at in range(0, len(left), _CHUNK)]
+        for indices, values in _scored(name, tasks, context, chunks, 1 if naive else workers):
+            parts.put(indices, values)
+            if progress:
+                progress(int(parts.done.sum()))
+    finally:
+        parts.flush()
+    rows.write(file, rows.to_frame(tasks.table(), sums, seconds).assign(fallbacks=fallbacks.astype(int)))
+    parts.remove()
+    return Baseline(name, sums, seconds, int(fallbacks.sum()))
+
+
+_tasks: TaskSet | None = None  # of a worker process
+
+
+def _open(tasks: TaskSet) -> None:
+    global _tasks
+    _tasks = tasks
+
+
+def _scored(
+    name: str, tasks: TaskSet, context: int, chunks: list[np.ndarray], workers: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray | float]]]:
+    """Windows of each chunk and what they score, in any order."""
+    if workers < 2 or len(chunks) < 2:
+        for indices in chunks:
+            yield indices, _score(name, context, indices, tasks)
+        return
+    # spawned, not forked: this process may run threads of torch
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_open, initargs=(tasks,)) as pool:
+        futures = {pool.submit(_score, name, context, indices): indices for indices in chunks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _score(name: str, context: int, indices: np.ndarray, tasks: TaskSet | None = None) -> dict[str, np.ndarray | float]:
+    tasks = tasks or _tasks
+    assert tasks is not None
+    sums, seconds, fallbacks = Sums.zeros(len(indices)), np.zeros(len(indices)), np.zeros(len(indices))
+    for n, i in enumerate(indices):
+        w, season = tasks.window(int(i)), int(tasks.windows["season"][i])
+        past, horizon = tasks.past(int(i)), w.label.shape[1]
+        begin = time.perf_counter()
+        if name == SEASONAL_NAIVE:
+            quantiles = seasonal_naive(past, horizon, season)
+        else:
+            quantiles, fallbacks[n] = peers.PEERS[name].forecast(past[:, -context:], horizon, season, w.task.frequency)
+        seconds[n] = time.perf_counter() - begin
+        scored = window_sums(quantiles[None], w.label[None], w.seasonal_error[None])
+        for field, array in vars(sums).items():
+            array[n] = getattr(scored, field)[0]
+    return vars(sums) | {"seconds": seconds, "fallbacks": fallbacks}
+
+
+def _digest(*facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
+
+
+def available_workers() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
