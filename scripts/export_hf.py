@@ -1,6 +1,7 @@
-"""Export a run as a Hugging Face folder: python scripts/export_hf.py run=runs/quickstart out=DIR
+"""Export a run as a Hugging Face folder: python scripts/export_hf.py run=runs/quickstart out=DIR [checkpoint=best|last]
 
-Takes the newest checkpoint of the run and writes config.json, model.safetensors and README.md, which the official
+Takes the run's checkpoint with the best validation score (the default; the last where none was validated), or its
+last, and writes config.json, model.safetensors and README.md, which the official
 toto-2 package loads unchanged: Toto2Model.from_pretrained(DIR).
 """
 
@@ -13,11 +14,11 @@ from toto_train.arguments import fail_on, parse
 
 
 def main(argv: list[str]) -> int:
-    args = parse(__doc__, argv, required={"run": str, "out": str}, optional={})
-    model, meta = checkpoint.load_model(args["run"])
+    args = parse(__doc__, argv, required={"run": str, "out": str}, optional={"checkpoint": "best"})
+    model, meta = checkpoint.load_model(args["run"], args["checkpoint"])
     facts = {
         "model": f"{model.config.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "steps": f"{meta['step']:,} of {meta['config']['schedule']['max_steps']:,}",
+        "exported checkpoint": checkpoint.describe(args["run"], meta),
         "observed points seen": f"{meta['points']:,}",
         "seed": str(meta["config"]["seed"]),
     }

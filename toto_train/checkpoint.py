@@ -1,13 +1,15 @@
 """Save and resume: weights, optimizer state and the one integer that is the position of the run.
 
 A checkpoint is a folder checkpoints/step-00001000 in torch.distributed.checkpoint's format with a meta.json beside.
-It is written under a temporary name and renamed when whole, so a folder with its final name is complete.
+It is written under a temporary name and renamed when whole, so a folder with its final name is complete. Its meta.json
+holds the validation scores of its step, where there are any: which checkpoint is the best follows from the files.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -45,28 +47,58 @@ def folders(run: Path) -> list[Path]:
     return sorted(p for p in found if re.fullmatch(r"step-\d+", p.name) and (p / "meta.json").is_file())
 
 
-def save(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position, fingerprint: str) -> Path:
-    """Write a checkpoint and drop all but the newest `checkpoint.keep_last`."""
+def best(run: Path) -> Path | None:
+    """The complete checkpoint with the lowest validation MWQL, of equals the later; None where none was validated."""
+    newest_first = [(validation_mwql(read_meta(p)), p) for p in reversed(folders(run))]
+    score, folder = min(newest_first, key=lambda pair: pair[0], default=(math.inf, None))
+    return folder if math.isfinite(score) else None
+
+
+def validation_mwql(meta: dict[str, Any]) -> float:
+    """MWQL of a meta.json; infinity, which never wins, where there is none."""
+    score = (meta.get("validation") or {}).get("mwql")
+    return math.inf if score is None else score
+
+
+def save(
+    run: Path,
+    config: Config,
+    model: Toto,
+    optimizer: NorMuonAdamW,
+    position: Position,
+    fingerprint: str,
+    validation: dict[str, float] | None = None,
+) -> Path:
+    """Write a checkpoint and drop all but the newest `checkpoint.keep_last` and the best.
+
+    validation: scores of exactly this step, relative to Seasonal Naive, where there was a validation.
+    """
     final = run / "checkpoints" / f"step-{position.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with _alone():
         dcp.save(_state(model, optimizer), checkpoint_id=temporary)
+    scores = {name: score if math.isfinite(score) else None for name, score in (validation or {}).items()}
     meta = {
         **asdict(position),
+        "validation": scores or None,
         "data_fingerprint": fingerprint,
         "config": asdict(config),
         "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")},
     }
     with (temporary / "meta.json").open("w") as file:
-        json.dump(meta, file, indent=2)
+        json.dump(meta, file, indent=2, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     if final.exists():  # the same step of an earlier attempt
         shutil.rmtree(final)
     os.replace(temporary, final)
+    kept = best(run)
     for old in folders(run)[: -config.checkpoint.keep_last]:
-        shutil.rmtree(old)
+        if old != kept:
+            doomed = old.with_name(old.name + ".tmp")  # half of it is no checkpoint, should this be killed
+            os.replace(old, doomed)
+            shutil.rmtree(doomed)
     return final
 
 
@@ -82,20 +114,37 @@ def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fing
     meta = read_meta(found[-1])
     if problems := _differences(found[-1], meta, config, fingerprint):
         raise ConfigError(problems)
+    if best(run) and meta["config"]["validation"] != asdict(config)["validation"]:
+        log.warning("validation.* differs from %s: scores on other windows do not compare, yet choose the best", run)
     _load(found[-1], _state(model, optimizer))
     log.info("resumed %s at step %d", run, meta["step"])
     return Position(meta["step"], meta["points"])
 
 
-def load_model(run: str | Path) -> tuple[Toto, dict[str, Any]]:
-    """Model of a run's newest checkpoint, on CPU, and the checkpoint's meta.json."""
+def load_model(run: str | Path, which: str = "best") -> tuple[Toto, dict[str, Any]]:
+    """Model of a run's best or last checkpoint, on CPU, and the checkpoint's meta.json.
+
+    The best is the one with the lowest validation MWQL, or the last where none was validated.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"checkpoint={which!r} must be best or last")
     found = folders(Path(run))
     if not found:
         raise ValueError(f"{run} holds no complete checkpoint; expected {run}/checkpoints/step-*")
-    meta = read_meta(found[-1])
+    folder = (best(Path(run)) if which == "best" else None) or found[-1]
+    meta = read_meta(folder)
     model = Toto.create(ModelConfig(**meta["config"]["model"]), seed=0)
-    _load(found[-1], {"model": model.state_dict()})
+    _load(folder, {"model": model.state_dict()})
     return model, meta
+
+
+def describe(run: str | Path, meta: dict[str, Any]) -> str:
+    """Which of a run's checkpoints this is: 'step 1,000 of 1,200 (best validation MWQL 0.912)'."""
+    chosen = best(Path(run))
+    newest = read_meta(folders(Path(run))[-1])
+    step = f"step {meta['step']:,} of {newest['config']['schedule']['max_steps']:,}"
+    is_best = chosen is not None and read_meta(chosen)["step"] == meta["step"]
+    return f"{step} (best validation MWQL {validation_mwql(meta):.3f})" if is_best else step
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

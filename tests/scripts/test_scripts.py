@@ -132,7 +132,7 @@ def test_a_metric_without_any_value_is_refused_and_a_constant_one_is_forecast(fo
     assert np.allclose(pd.read_csv(tmp_path / "f.csv")["q0.5"], 7.5, atol=1e-3)
 
 
-def test_export_takes_the_newest_checkpoint_and_refuses_other_folders(tmp_path):
+def test_export_refuses_other_folders(tmp_path):
     done = script("export_hf.py", f"run={tmp_path}", f"out={tmp_path / 'e'}")
     assert done.returncode != 0
     assert "holds no complete checkpoint" in done.stderr
@@ -140,14 +140,28 @@ def test_export_takes_the_newest_checkpoint_and_refuses_other_folders(tmp_path):
 
 
 @pytest.mark.e2e
-def test_export_equals_what_the_run_exported(small_job, train_py, tmp_path):
-    assert train_py(*small_job, "heldout.path=''").returncode == 0
+def test_export_takes_the_best_checkpoint_as_the_run_did_or_the_last(small_job, train_py, tmp_path):
+    assert train_py(*small_job, "heldout.path=''", "schedule.max_steps=6").returncode == 0
+    ruin = ("optimizer.adamw.lr=30", "schedule.decay_steps=0")
+    assert train_py(*small_job, "heldout.path=''", *ruin).returncode == 0
     run = tmp_path / "runs" / "small"
-    done = script("export_hf.py", f"run={run}", f"out={tmp_path / 'again'}")
-    assert done.returncode == 0, done.stderr
-    one, two = hub.load_pretrained(run / "export"), hub.load_pretrained(tmp_path / "again")
-    for (name, a), (_, b) in zip(one.named_parameters(), two.named_parameters(), strict=True):
+    exported = {"run": hub.load_pretrained(run / "export")}
+    for which in ("best", "last"):
+        choice = ["checkpoint=last"] if which == "last" else []
+        done = script("export_hf.py", f"run={run}", f"out={tmp_path / which}", *choice)
+        assert done.returncode == 0, done.stderr
+        assert f"exported step {6 if which == 'best' else 12} of" in done.stdout
+        exported[which] = hub.load_pretrained(tmp_path / which)
+    assert "step 6 of 12 (best validation MWQL" in (tmp_path / "best" / "README.md").read_text()
+    assert "step 12 of 12" in (tmp_path / "last" / "README.md").read_text()
+    for (name, a), b, c in zip(
+        exported["run"].named_parameters(), *(exported[w].parameters() for w in ("best", "last")), strict=True
+    ):
         assert torch.equal(a, b), name
+        assert a.ndim < 2 or not torch.equal(a, c), name
+    wrong = script("export_hf.py", f"run={run}", f"out={tmp_path / 'x'}", "checkpoint=first")
+    assert wrong.returncode == 1
+    assert "checkpoint='first' must be best or last" in wrong.stderr
 
 
 def test_the_recorder_records_this_machine(tmp_path):

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from tqdm import tqdm
 
+from toto_train.callbacks.validation import Validation
 from toto_train.module import TrainingModule
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,8 @@ def _whole_rows(path: Path) -> list[dict[str, str]]:
 class Meters(pl.Callback):
     """Measures, reports every `every` steps, and draws the progress bar (lines instead where no one watches)."""
 
-    def __init__(self, file: MetricsFile, every: int, total_steps: int):
-        self.file, self.every, self.total = file, every, total_steps
-        self.validation: dict[str, float] = {}
-        """Newest validation scores; the next report takes them along."""
+    def __init__(self, file: MetricsFile, every: int, total_steps: int, validation: Validation):
+        self.file, self.every, self.total, self.validation = file, every, total_steps, validation
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
@@ -90,7 +89,8 @@ class Meters(pl.Callback):
         step = module.position.step
         if module.whole_step(batch_idx):
             self.bar.update(1)
-        if module.whole_step(batch_idx) and (step % self.every == 0 or step == self.total or self.validation):
+        validated = self.validation.scores_at(step) is not None
+        if module.whole_step(batch_idx) and (step % self.every == 0 or step == self.total or validated):
             self._report(trainer, module)
         self.last_end, self.last_aside = time.perf_counter(), module.aside
 
@@ -117,8 +117,7 @@ class Meters(pl.Callback):
             "perf/slots_per_s": round(steps * self.slots / elapsed),
             "perf/data_wait": round(self.waited / elapsed, 4),
         }
-        row |= {f"val/{name}": value for name, value in self.validation.items()}
-        self.validation = {}
+        row |= {f"val/{name}": value for name, value in (self.validation.scores_at(position.step) or {}).items()}
         self.file.write(row)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=position.step)
@@ -130,6 +129,8 @@ class Meters(pl.Callback):
             f"loss {row['train/loss']:.4f}  lr {row['train/lr_normuon']:.3g}/{row['train/lr_adamw']:.3g}  "
             f"{row['perf/points_per_s'] / 1e3:,.0f}k points/s  data wait {row['perf/data_wait']:.0%}"
         )
+        if self.validation.summary:
+            text += f"  {self.validation.summary}"
         if self.watched:
             self.bar.set_postfix_str(text)
         elif now - self.last_line > 15 or step == self.total:

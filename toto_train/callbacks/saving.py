@@ -1,4 +1,4 @@
-"""Checkpoints every so many steps, at the end, and when a signal asks the run to stop."""
+"""Checkpoints every so many steps, at a new best validation, at the end, and when a signal asks the run to stop."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import lightning.pytorch as pl
 
 from toto_train import checkpoint
+from toto_train.callbacks.validation import Validation
 from toto_train.module import TrainingModule
 
 
 class Saving(pl.Callback):
     """Saves at step edges only. SIGTERM or Ctrl-C: finish the step, save, stop; a second Ctrl-C stops at once."""
 
-    def __init__(self, run: Path, fingerprint: str):
-        self.run, self.fingerprint = run, fingerprint
+    def __init__(self, run: Path, fingerprint: str, validation: Validation):
+        self.run, self.fingerprint, self.validation = run, fingerprint, validation
         self.signal = 0
         """Number of the signal that asked the run to stop."""
 
@@ -37,9 +38,11 @@ class Saving(pl.Callback):
         step, c = module.position.step, module.config
         if not module.whole_step(batch_idx):
             return
-        if self.signal or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
+        scores = self.validation.scores_at(step)
+        new_best = scores is not None and self.validation.improved
+        if self.signal or new_best or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
-                checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint)
+                checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint, scores)
         trainer.should_stop = trainer.should_stop or bool(self.signal)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

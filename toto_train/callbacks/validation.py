@@ -1,13 +1,17 @@
-"""Zero-shot scores on a small fixed task set while training."""
+"""Zero-shot scores on a small fixed task set while training; they choose the best checkpoint."""
 
 from __future__ import annotations
 
 import logging
+import math
+import time
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import torch
 
-from toto_train.callbacks.meters import Meters
 from toto_train.evaluation.metrics import Sums
 from toto_train.evaluation.score import evaluate
 from toto_train.evaluation.tasks import TaskSet
@@ -18,10 +22,19 @@ log = logging.getLogger(__name__)
 
 
 class Validation(pl.Callback):
-    """Every `validate_every` steps and at the end: MWQL and MASE over Seasonal Naive's, geometric mean of sources."""
+    """Every `validate_every` steps and at the end: MWQL and MASE over Seasonal Naive's, geometric mean of sources.
 
-    def __init__(self, tasks: TaskSet, meters: Meters):
-        self.tasks, self.meters = tasks, meters
+    Each rank scores its share of the windows and ends with the scores of all. Callbacks that use them come later.
+    """
+
+    def __init__(self, tasks: TaskSet | None, best: float = math.inf):
+        """tasks: None never validates. best: lowest MWQL of the run so far."""
+        self.tasks, self.best = tasks, best
+        self.scores: dict[str, float] = {}
+        """Newest scores, those of `step`."""
+        self.step = -1
+        self.improved = False
+        """Whether the newest MWQL is the best so far; so is its equal, of two checkpoints the later is taken."""
         self.baseline: Sums | None = None
 
     def on_train_batch_end(
@@ -29,13 +42,47 @@ class Validation(pl.Callback):
     ) -> None:
         assert isinstance(module, TrainingModule)
         step, c = module.position.step, module.config
-        if not module.whole_step(batch_idx) or (step % c.validate_every and step != c.schedule.max_steps):
+        if self.tasks is None or not module.whole_step(batch_idx):
             return
+        if step % c.validate_every and step != c.schedule.max_steps:
+            return
+        begin = time.perf_counter()
         with module.set_aside():
             training = module.model.training
-            scores = evaluate(Forecaster(module.model, module.device), self.tasks, baseline=self.baseline, draws=0)
+            scores = evaluate(
+                Forecaster(module.model, module.device),
+                self.tasks,
+                baseline=self.baseline,
+                draws=0,
+                rank=trainer.global_rank,
+                world=trainer.world_size,
+                gather=partial(sum_over_ranks, device=module.device) if trainer.world_size > 1 else None,
+            )
             module.model.train(training)
         self.baseline = scores.baseline
-        self.meters.validation = {name: interval.value for name, interval in scores.overall.items()}
-        text = ", ".join(f"{name} {value:.3f}" for name, value in self.meters.validation.items())
-        log.info("step %d: validation relative to Seasonal Naive: %s", step, text)
+        self.step, self.scores = step, {name: interval.value for name, interval in scores.overall.items()}
+        mwql = self.scores["mwql"]
+        self.improved = math.isfinite(mwql) and mwql <= self.best
+        self.best = mwql if self.improved else self.best
+        if trainer.is_global_zero:
+            text = ", ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
+            seconds = time.perf_counter() - begin
+            log.info("step %d: validation relative to Seasonal Naive: %s (%.1f s)", step, text, seconds)
+
+    def scores_at(self, step: int) -> dict[str, float] | None:
+        """Scores of exactly this step; None where it was not validated."""
+        return self.scores if step == self.step else None
+
+    @property
+    def summary(self) -> str:
+        """Newest and best for the progress bar, 'val 0.903 (best 0.895)'; empty before the first validation."""
+        newest = f" {self.scores['mwql']:#.3g}" if self.scores else ""
+        best = f" (best {self.best:#.3g})" if math.isfinite(self.best) else ""
+        return f"val{newest}{best}" if newest or best else ""
+
+
+def sum_over_ranks(array: np.ndarray, device: torch.device) -> np.ndarray:
+    """Sum of the ranks' arrays, float64, the same on every rank. device: one that the process group can send from."""
+    total = torch.tensor(array, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return total.cpu().numpy()

@@ -1,0 +1,119 @@
+"""Which checkpoints are kept and which is the best: both follow from the files alone."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from toto_train import checkpoint
+from toto_train.checkpoint import Position
+from toto_train.config import Config, ModelConfig
+from toto_train.model.toto import Toto
+from toto_train.optim.recipe import build_optimizer
+
+
+class Run:
+    """A run folder whose model holds its step in every weight."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = Config(model=ModelConfig(d_model=16, num_layers=1, num_variate_layers_per_group=0, d_ff=16))
+        self.model = Toto.create(self.config.model, seed=0)
+        self.optimizer = build_optimizer(self.model.named_parameters(), self.config.optimizer, 1)
+
+    def save(self, step: int, mwql: float | None) -> Path:
+        with torch.no_grad():
+            for p in self.model.parameters():
+                p.fill_(step)
+        scores = None if mwql is None else {"mase": 1.0, "mwql": mwql}
+        position = Position(step, 100 * step)
+        return checkpoint.save(self.folder, self.config, self.model, self.optimizer, position, "data", scores)
+
+    def steps(self) -> list[int]:
+        return [checkpoint.read_meta(p)["step"] for p in checkpoint.folders(self.folder)]
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path)
+
+
+def test_the_newest_and_the_best_are_kept(run):
+    for step, mwql in enumerate([0.9, 0.8, None, 0.85, None, 0.95], start=1):
+        run.save(step, mwql)
+    assert run.steps() == [2, 5, 6]
+    run.save(7, 0.7)
+    assert run.steps() == [6, 7]
+    for step in (8, 9, 10):
+        run.save(step, None)
+    assert run.steps() == [7, 9, 10]
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+def test_of_equal_scores_the_later_wins(run):
+    for step, mwql in ((1, 0.5), (2, 0.5), (3, 0.6), (4, 0.6)):
+        run.save(step, mwql)
+    assert checkpoint.best(run.folder) == run.folder / "checkpoints" / "step-00000002"
+
+
+def test_nothing_validated_has_no_best(run):
+    assert checkpoint.best(run.folder) is None
+    run.save(1, None)
+    assert checkpoint.best(run.folder) is None
+    meta = run.folder / "checkpoints" / "step-00000001" / "meta.json"
+    old = json.loads(meta.read_text())
+    assert old.pop("validation") is None
+    meta.write_text(json.dumps(old))  # as written before scores were kept
+    assert checkpoint.best(run.folder) is None
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_never_wins_and_is_null(run, broken):
+    run.save(1, broken)
+    assert checkpoint.best(run.folder) is None
+    good = run.save(2, 3.0)
+    for folder in (good, run.save(3, broken)):
+        text = (folder / "meta.json").read_text()
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert json.loads(text)["validation"] == {"mase": 1.0, "mwql": None}
+    assert checkpoint.best(run.folder) == good
+
+
+def test_a_model_is_loaded_from_the_best_or_the_last(run):
+    for step, mwql in ((10, None), (20, 0.912), (30, 0.95), (40, None)):
+        run.config.schedule.max_steps = 1000 * step
+        run.save(step, mwql)
+    for which, step in (("best", 20), ("last", 40)):
+        model, meta = checkpoint.load_model(run.folder, which)
+        assert all(bool((p == step).all()) for p in model.parameters())
+        assert (meta["step"], meta["points"]) == (step, 100 * step)
+    assert checkpoint.load_model(run.folder)[1]["step"] == 20
+    best, last = (checkpoint.load_model(run.folder, which)[1] for which in ("best", "last"))
+    assert checkpoint.describe(run.folder, best) == "step 20 of 40,000 (best validation MWQL 0.912)"
+    assert checkpoint.describe(run.folder, last) == "step 40 of 40,000"
+    with pytest.raises(ValueError, match="'newest' must be best or last"):
+        checkpoint.load_model(run.folder, "newest")
+
+
+def test_without_validation_the_best_is_the_last(run):
+    run.save(1, None)
+    run.save(2, None)
+    model, meta = checkpoint.load_model(run.folder, "best")
+    assert meta["step"] == 2
+    assert all(bool((p == 2).all()) for p in model.parameters())
+    assert "best" not in checkpoint.describe(run.folder, meta)
+
+
+def test_other_validation_windows_are_said_to_be_that(run, caplog):
+    run.save(1, 0.9)
+
+    def resume() -> None:
+        checkpoint.resume(run.folder, run.config, run.model, run.optimizer, "data")
+
+    resume()
+    assert "do not compare" not in caplog.text
+    run.config.validation.limit = 7
+    resume()
+    assert "scores on other windows do not compare" in caplog.text
