@@ -22,7 +22,7 @@ def test_a_job_runs_scores_and_runs_again_on_the_device(small_job, train_py, tmp
         done = train_py(*job)
         assert done.returncode == 0, (attempt, done.stderr)
     scores = json.loads((tmp_path / "runs" / "small" / "scores.json").read_text())
-    assert scores["overall"]["mwql"] > 0
+    assert scores["overall"]["relative"]["mwql"]["value"] > 0
 
 
 def test_cpu_and_cuda_forecast_the_same():

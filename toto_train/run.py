@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
-import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -19,7 +19,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from toto_train import checkpoint, hub, plan
 from toto_train.callbacks.meters import Meters, MetricsFile
@@ -28,6 +27,8 @@ from toto_train.callbacks.validation import Validation
 from toto_train.config import Config, ConfigError, RunStopped, TasksConfig, to_yaml
 from toto_train.data.loader import RowDataModule
 from toto_train.data.order import Order
+from toto_train.evaluation import job
+from toto_train.evaluation.job import write_text
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
@@ -39,7 +40,8 @@ from toto_train.optim.recipe import build_optimizer
 log = logging.getLogger(__name__)
 
 
-OWN = ("checkpoints", "export", "metrics.csv", "scores.json", "report.html", "wandb", "wandb.id", "config.yaml")
+OWN = ("checkpoints", "export", "metrics.csv", "scores.json", "rows.parquet", "seasonal_naive.parquet", "report.html",
+       "wandb", "wandb.id", "config.yaml")  # fmt: skip
 """What a run leaves in its folder; fresh=true removes these and nothing else."""
 
 
@@ -67,7 +69,7 @@ def run(config: Config) -> None:
         if position.step < config.schedule.max_steps:
             fit(folder, module, data, validation, fingerprint)
         if config.report:
-            finish(folder, config, model.to(device), position, heldout)
+            finish(folder, config, device, heldout)
 
 
 def describe_data(config: Config) -> str:
@@ -158,12 +160,11 @@ def fit(
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total)
-    callbacks: list[pl.Callback] = []
-    if validation is not None:
-        callbacks.append(Validation(validation, meters))
-    saving = Saving(folder, fingerprint)
-    callbacks += [meters, saving]  # in this order: scores, then the row that holds them
+    best = checkpoint.best(folder)
+    validating = Validation(validation, checkpoint.validation_mwql(checkpoint.read_meta(best)) if best else math.inf)
+    meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total, validating)
+    saving = Saving(folder, fingerprint, validating)
+    callbacks: list[pl.Callback] = [validating, meters, saving]  # scores first, the other two take them along
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -205,37 +206,40 @@ def wandb_logger(config: Config, folder: Path) -> Logger | bool:
     )
 
 
-def finish(folder: Path, config: Config, model: Toto, position: checkpoint.Position, heldout: TaskSet | None) -> None:
-    """Score on series the run never saw, export, report."""
+def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -> None:
+    """Score the best checkpoint on series the run never saw, export it, report."""
+    model, meta = checkpoint.load_model(folder)
+    model.to(device)
     facts = {
         "model": f"{config.model.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "steps": f"{position.step:,}",
-        "observed points seen": f"{position.points:,}",
+        "exported checkpoint": checkpoint.describe(folder, meta),
+        "observed points seen": f"{meta['points']:,}",
         "seed": str(config.seed),
     }
     scores: Scores | None = None
     if heldout is not None:
-        with tqdm(total=len(heldout), unit="window", desc="scoring", disable=not sys.stderr.isatty()) as bar:
+        with job.progress_bar(len(heldout), "scoring") as advance:
             scores = evaluate(
                 Forecaster(model, next(model.parameters()).device),
                 heldout,
                 examples=6,
                 seed=config.seed,
-                progress=lambda done, _: bar.update(done - bar.n),
+                progress=advance,
             )
-        write_text(folder / "scores.json", json.dumps(scores.to_dict(), indent=2, allow_nan=False))
+        job.write(folder, scores)
         for name, interval in scores.overall.items():
             facts[f"held-out {name.upper()} over Seasonal Naive's"] = (
                 f"{interval.value:.3f} (95% interval {interval.low:.3f} to {interval.high:.3f})"
             )
-        log.info("\n%s", score_table(scores))
+        log.info("\n%s", job.table(scores))
     title = f"{config.name}: a {config.model.name} Toto 2.0-class forecaster"
-    training = {"context_length": config.data.length, "steps": position.step, "points": position.points}
+    training = {"context_length": config.data.length, "steps": meta["step"], "points": meta["points"]}
     export = hub.save_pretrained(model, folder / "export", hub.model_card(title, facts), training)
     report = write_report(folder, title, facts, folder / "metrics.csv", scores)
     made = {
         "report": report,
         "scores": folder / "scores.json",
+        "all windows": folder / "rows.parquet",
         "metrics": folder / "metrics.csv",
         "config": folder / "config.yaml",
         "checkpoints": folder / "checkpoints",
@@ -243,28 +247,3 @@ def finish(folder: Path, config: Config, model: Toto, position: checkpoint.Posit
     }
     lines = [f"  {what.ljust(12)}{path}" for what, path in made.items() if path.exists()]
     sys.stdout.write("\n".join([f"run {config.name} is complete:", *lines, ""]))
-
-
-def score_table(scores: Scores) -> str:
-    """Scores on held-out sources as aligned text."""
-    lines = [f"{'held-out source':<24}{'windows':>8}{'MASE':>9}{'MWQL':>9}{'rel. MASE':>11}{'rel. MWQL':>11}"]
-    for name, row in scores.table().items():
-        relative = row["relative"]
-        lines.append(
-            f"{name:<24}{row['windows']:>8}{row['mase']:>9.3f}{row['mwql']:>9.3f}"
-            f"{relative['mase']:>11.3f}{relative['mwql']:>11.3f}"
-        )
-    overall = {name: f"{o.value:.3f} [{o.low:.3f}, {o.high:.3f}]" for name, o in scores.overall.items()}
-    lines.append(
-        f"{scores.windows} windows of {scores.series_count} series; geometric mean relative to Seasonal Naive, with "
-        "95% bootstrap interval over series\n(over windows where a source has one series): "
-        f"MASE {overall['mase']}, MWQL {overall['mwql']}"
-    )
-    return "\n".join(lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary name, so that a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
+
+from toto_train import checkpoint
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -36,7 +41,9 @@ def test_a_job_leaves_everything_it_promises(small_job, train_py, tmp_path):
         assert (run / name).exists(), name
         assert str(run / name) in done.stdout
     assert not list(run.rglob("*.tmp"))
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000008", "step-00000012"]
+    kept = [p.name for p in sorted((run / "checkpoints").iterdir())]
+    assert kept[-2:] == ["step-00000008", "step-00000012"]
+    assert kept[:-2] in ([], ["step-00000006"])  # the best by validation
 
     table = rows(run)
     assert [int(r["step"]) for r in table] == [2, 4, 6, 8, 10, 12]
@@ -46,9 +53,13 @@ def test_a_job_leaves_everything_it_promises(small_job, train_py, tmp_path):
 
     scores = json.loads((run / "scores.json").read_text())
     assert list(scores["sources"]) == ["queue"]  # held out: none of the training sources
-    for place in (scores["overall"], scores["sources"]["queue"]):
-        assert place["mase"] > 0
-        assert place["mwql"] > 0
+    assert scores["tasks"]["queue/H/short"]["mase"] > 0
+    assert scores["sources"]["queue"]["relative"]["mwql"] == scores["overall"]["relative"]["mwql"]["value"]
+    for name in ("rows.parquet", "seasonal_naive.parquet"):
+        assert (
+            len(pd.read_parquet(run / name))
+            == scores["overall"]["windows"] + scores["overall"]["windows_without_label"]
+        )
     relative = scores["overall"]["relative"]["mwql"]
     assert relative["low"] <= relative["value"] <= relative["high"]
 
@@ -89,6 +100,29 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(small_job, tra
     assert not list(killed.rglob("*.tmp"))
     for a, b in zip(rows(whole), rows(killed), strict=True):
         assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+
+
+def test_a_run_killed_after_its_best_exports_the_same_best(small_job, train_py, tmp_path):
+    job = [*small_job, "heldout.path=''", "schedule.decay_steps=0"]
+    whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
+    assert train_py(*job, "name=whole", "schedule.max_steps=6").returncode == 0
+    shutil.copytree(whole, killed)
+    ruin = "optimizer.adamw.lr=30"  # from here on every validation is worse
+    process = stop([*job, ruin, "name=killed"], killed, signal.SIGKILL)
+    process.communicate(timeout=120)
+    total = f"schedule.max_steps={int(rows(killed)[-1]['step']) + 10}"
+    for name in ("whole", "killed"):
+        assert train_py(*job, ruin, total, f"name={name}").returncode == 0
+    for run in (whole, killed):
+        assert checkpoint.best(run) == run / "checkpoints" / "step-00000006"
+        assert json.loads((run / "export" / "training.json").read_text())["steps"] == 6
+    assert weights(whole) == weights(killed)
+    best, one, two = (checkpoint.load_model(r, w)[0] for r, w in ((whole, "best"), (whole, "last"), (killed, "last")))
+    for b, p, q in zip(best.parameters(), one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert p.ndim < 2 or not torch.equal(b, p)
+    validated = [[(r["step"], r["val/mwql"]) for r in rows(run) if r["val/mwql"]] for run in (whole, killed)]
+    assert validated[0] == validated[1]
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch(small_job, train_py, tmp_path):
@@ -247,8 +281,6 @@ def test_a_half_written_metrics_row_does_not_stop_a_resume(small_job, train_py, 
 
 
 def broken_copy(corpus: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(corpus / "train", tmp_path / "broken"))
 
 

@@ -1,0 +1,126 @@
+"""Score a model: python scripts/evaluate.py model=RUN-OR-FOLDER tasks=local tasks.path=DIR [out=DIR] [limit=N]
+
+model=      a run folder (checkpoint=best|last) or a Hugging Face folder in the official format
+tasks=local every source, frequency and term of a folder of shards or Parquet files becomes a task by GIFT-Eval's rules
+            tasks.terms=short,medium,long   tasks.groups=keep|split (variates forecast together or each alone)
+            tasks.include= tasks.exclude= (globs of sources, with commas)   tasks.max_windows=20 (of one series)
+            tasks.context=0 (steps of history; 0: what the model was trained on, less the horizon)
+limit=0     most windows of one task, chosen evenly; 0 scores all
+baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none;
+            baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
+engine=     kernel, or gluonts to have every task scored by gluonts too and see how far the two differ
+Tables: source.name= source.domain=observability source.time= source.item= (as in scripts/build_shards.py).
+Any: device=auto|cpu|cuda workers=0 (processes for baselines; 0: all cores) max_points=1048576 (values in a batch)
+examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0 replace=true.
+
+Writes scores.json, rows.parquet (every window; one file a baseline too) and report.html to out=, by default
+evaluations/MODEL-TASKS. Killed, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.build import TableOptions
+from toto_train.arguments import fail_on, parse
+from toto_train.config import TasksConfig
+from toto_train.evaluation import job, peers
+
+TABLE_KEYS = ("name", "domain", "time", "item")
+TASKS = TasksConfig(context=0)
+DEFAULTS: dict[str, Any] = {
+    "tasks": "local",
+    "tasks.include": "*",
+    "tasks.exclude": "",
+    "tasks.terms": ",".join(TASKS.terms),
+    "tasks.groups": TASKS.groups,
+    "tasks.context": TASKS.context,
+    "tasks.max_windows": TASKS.max_windows,
+    "limit": TASKS.limit,
+    "baselines": "installed",
+    "baselines.context": 1024,
+    **{f"source.{k}": getattr(TableOptions(), k) for k in TABLE_KEYS},
+    "out": "",
+    "engine": "kernel",
+    "checkpoint": "best",
+    "device": "auto",
+    "cache": "",
+    "workers": 0,
+    "max_points": 2**20,
+    "examples": 8,
+    "draws": 1000,
+    "seed": 0,
+    "replace": False,
+}
+
+
+def main(argv: list[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse(__doc__, argv, required={"model": str, "tasks.path": str}, optional=DEFAULTS)
+    asked = request(args)
+    job.run(asked)
+    for what, name in {"report": "report.html", "scores": "scores.json", "every window": "rows.parquet"}.items():
+        print(f"  {what:<14}{asked.out / name}")
+    return 0
+
+
+def request(args: dict[str, Any]) -> job.Job:
+    if args["tasks"] != "local":
+        raise ValueError(f"tasks={args['tasks']} is not available; use tasks=local")
+    if args["tasks.groups"] not in ("keep", "split"):
+        raise ValueError(f"tasks.groups={args['tasks.groups']} must be keep or split")
+    for key in ("limit", "tasks.context", "draws", "workers", "examples"):
+        if args[key] < 0:
+            raise ValueError(f"{key}={args[key]} must not be negative")
+    for key in ("tasks.max_windows", "max_points", "baselines.context"):
+        if args[key] < 1:
+            raise ValueError(f"{key}={args[key]} must be positive")
+    model, path = Path(args["model"]), Path(args["tasks.path"])
+    name = model.resolve().parent.name if model.name == "export" else model.resolve().name
+    return job.Job(
+        model=args["model"],
+        tasks=TasksConfig(
+            path=args["tasks.path"],
+            include=_words(args["tasks.include"]),
+            exclude=_words(args["tasks.exclude"]),
+            terms=_words(args["tasks.terms"]),
+            groups=args["tasks.groups"],
+            context=args["tasks.context"],
+            max_windows=args["tasks.max_windows"],
+            limit=args["limit"],
+        ),
+        out=Path(args["out"] or f"evaluations/{name}-{path.resolve().name}"),
+        baselines=_baselines(args["baselines"]),
+        baseline_context=args["baselines.context"],
+        source=TableOptions(**{k: args[f"source.{k}"] for k in TABLE_KEYS}),
+        **{
+            key: args[key]
+            for key in (
+                "engine", "checkpoint", "device", "cache", "workers", "max_points", "examples", "draws", "seed",
+                "replace",
+            )
+        },
+    )  # fmt: skip
+
+
+def _baselines(text: str) -> list[str]:
+    if text == "none":
+        return []
+    if text != "installed":
+        return [name for name in _words(text) if name != "seasonal_naive"]  # that one is always there
+    there = [name for name in peers.PEERS if peers.installed(name)]
+    if missing := [peer.title for name, peer in peers.PEERS.items() if name not in there]:
+        print(f"not scored: {', '.join(missing)}; pip install 'toto-train[eval]' brings them", file=sys.stderr)
+    return there
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.replace(" ", "").split(",") if word]
+
+
+if __name__ == "__main__":
+    with fail_on(ValueError, OSError, name="evaluate"):
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,227 @@
+"""An evaluation as a job: what becomes a task set, what is kept and gone on with, what lies in the output folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipelines.build import TableOptions
+from data_pipelines.series import Series
+from data_pipelines.shards import ShardSet, write_shards
+from data_pipelines.sources import series_parquet
+from toto_train import hub
+from toto_train.config import ModelConfig, TasksConfig
+from toto_train.evaluation import cache, job, peers, rows
+from toto_train.evaluation.baselines import seasonal_naive
+from toto_train.evaluation.metrics import Sums
+from toto_train.evaluation.score import evaluate
+from toto_train.evaluation.tasks import TaskSet
+from toto_train.model.toto import Toto
+
+ROOT = Path(__file__).parents[2]
+
+
+def made(source: str, count: int, variates: int, length: int = 400, interval: float = 3600.0) -> list[Series]:
+    out = []
+    for i in range(count):
+        random = np.random.default_rng([len(source), i])
+        values = 3 + np.sin(np.arange(length) * np.pi / 12) + 0.3 * random.normal(size=(variates, length))
+        values[:, 7] = np.nan
+        out.append(Series(values.astype(np.float32), interval, source, f"i{i}", "observability", licence="CC0-1.0"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A random model in the official format, trained (it says) on rows of 256 steps."""
+    out = tmp_path_factory.mktemp("model") / "small"
+    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
+    hub.save_pretrained(toto, out, "card", {"context_length": 256})
+    return str(out)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    series_parquet.write(folder / "web.parquet", made("web", 5, 1))
+    series_parquet.write(folder / "db.parquet", made("db", 2, 3, 300, 300.0))
+    return folder
+
+
+@pytest.fixture
+def asked(model, data, tmp_path) -> job.Job:
+    tasks = TasksConfig(path=str(data), context=0)
+    return job.Job(model=model, tasks=tasks, out=tmp_path / "out", baselines=[], device="cpu", draws=100, examples=2)
+
+
+def test_a_folder_of_parquet_files_becomes_a_task_set_once(data):
+    folder = cache.cache_folder(data)
+    assert folder == data.with_name("data.eval")
+    shards = cache.as_shards(data, TableOptions(), folder)
+    assert {len(s) for s in map(ShardSet(shards).index, ("web", "db"))} == {5, 2}
+    assert list(cache.as_shards(data, TableOptions(), folder).parent.glob("shards-*")) == [shards]
+    series_parquet.write(data / "web.parquet", made("web", 6, 1))
+    assert len(ShardSet(cache.as_shards(data, TableOptions(), folder)).index("web")) == 6  # the files changed
+    assert cache.as_shards(shards, TableOptions(), folder) == shards
+
+
+def test_folders_that_hold_nothing_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no parquet files"):
+        cache.as_shards(tmp_path / "empty", TableOptions(), tmp_path)
+    with pytest.raises(ValueError, match="missing does not exist"):
+        cache.as_shards(tmp_path / "missing", TableOptions(), tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cache="):
+        cache.cache_folder(tmp_path, str(tmp_path / "file" / "below"))
+
+
+def test_an_evaluation_leaves_scores_rows_and_a_report(asked, capsys):
+    scores = job.run(asked)
+    result = json.loads((asked.out / "scores.json").read_text())
+    assert set(result["tasks"]) == {"web/H/short", "db/5T/short"}
+    assert set(result["sources"]) == {"web", "db"}
+    assert result["overall"]["relative"]["mwql"]["value"] == pytest.approx(scores.overall["mwql"].value)
+    table, sums, _ = rows.from_frame(rows.read(asked.out / "rows.parquet"))
+    assert len(table) == len(scores.table) == 7
+    np.testing.assert_array_equal(sums.quantile_loss, scores.model.quantile_loss)
+    # 256 steps of training, less two patches for the horizon of 48
+    assert table["context"].max() == 192
+    assert "<svg" in (asked.out / "report.html").read_text()
+    assert not list(asked.out.glob("*.tmp")) + list(asked.out.glob("rows.parts"))
+    assert "web/H/short" in capsys.readouterr().out
+
+
+def test_another_evaluation_is_not_overwritten_unasked(asked, tmp_path):
+    job.run(asked)
+    kept = (asked.out / "rows.parquet").read_bytes()
+    other = dataclasses.replace(asked, tasks=dataclasses.replace(asked.tasks, limit=2))
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        job.run(other)
+    assert (asked.out / "rows.parquet").read_bytes() == kept
+    job.run(dataclasses.replace(other, replace=True))
+    assert len(rows.read(asked.out / "rows.parquet")) == 4
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="no evaluation folder"):
+        job.run(dataclasses.replace(asked, out=tmp_path / "mine", replace=True))
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_wrong_requests_are_refused_before_anything_is_written(asked, tmp_path):
+    for wrong, message in (
+        ({"engine": "magic"}, "engine='magic' must be one of kernel, gluonts"),
+        ({"model": str(tmp_path)}, "neither a run folder"),
+        ({"baselines": ["flare"]}, "did you mean 'flair'"),
+        ({"device": "tpu"}, "device='tpu' must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            job.run(dataclasses.replace(asked, **wrong))
+    assert not asked.out.exists()
+
+
+def test_gluonts_agrees(asked):
+    pytest.importorskip("gluonts")
+    job.run(dataclasses.replace(asked, engine="gluonts"))
+    result = json.loads((asked.out / "scores.json").read_text())
+    assert result["overall"]["gluonts_largest_difference"] < 1e-6
+    row = result["tasks"]["db/5T/short"]
+    assert row["gluonts"]["mase"] == pytest.approx(row["mase"], rel=1e-6)
+
+
+@pytest.fixture
+def tasks(tmp_path) -> TaskSet:
+    write_shards(tmp_path / "set", made("web", 30, 1) + made("db", 2, 3, 300, 300.0), {})
+    return TaskSet.open(TasksConfig(path=str(tmp_path / "set"), context=128))
+
+
+@pytest.fixture
+def peer(monkeypatch) -> list[int]:
+    """A peer of ours: Seasonal Naive without intervals, which fails on groups; counts its calls."""
+    calls: list[int] = []
+
+    def forecast(past: np.ndarray, horizon: int, season: int, frequency: str) -> tuple[np.ndarray, int]:
+        calls.append(past.shape[1])
+        assert frequency in ("H", "5T")
+        return seasonal_naive(past, horizon, season, intervals=False), len(past) - 1
+
+    monkeypatch.setitem(peers.PEERS, "point", peers.Peer("point", "Point", "numpy", forecast))
+    return calls
+
+
+def test_baselines_are_computed_once(tasks, peer, tmp_path):
+    first = cache.baseline("point", tasks, tmp_path, context=100)
+    assert (len(peer), max(peer)) == (len(tasks), 100)
+    assert first.fallbacks == 2 * 2
+    again = cache.baseline("point", tasks, tmp_path, context=100)
+    assert len(peer) == len(tasks)
+    assert again.fallbacks == first.fallbacks
+    for name, array in vars(first.sums).items():
+        np.testing.assert_array_equal(getattr(again.sums, name), array)
+    wider = TaskSet(tasks.store, dataclasses.replace(tasks.config, context=300))  # what the model sees is no matter
+    cache.baseline("point", wider, tmp_path, context=100)
+    assert len(peer) == len(tasks)
+    cache.baseline("point", tasks, tmp_path, context=50)
+    assert len(peer) == 2 * len(tasks)
+
+
+def test_seasonal_naive_of_the_cache_is_that_of_training(tasks, tmp_path):
+    trained = evaluate(lambda c, h: np.zeros((len(c), 9, c.shape[1], h)), tasks).baseline
+    for name, array in vars(cache.baseline("seasonal_naive", tasks, tmp_path).sums).items():
+        np.testing.assert_array_equal(array, getattr(trained, name))
+
+
+def test_a_killed_baseline_goes_on_where_it_was(tasks, peer, tmp_path, monkeypatch):
+    def stop(done: int) -> None:
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.baseline("point", tasks, tmp_path, progress=stop)
+    assert len(peer) == 16
+    whole = cache.baseline("point", tasks, tmp_path)
+    assert len(peer) == len(tasks)
+    fresh = cache.baseline("point", tasks, tmp_path / "other")
+    for name, array in vars(fresh.sums).items():
+        np.testing.assert_array_equal(getattr(whole.sums, name), array)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.slow
+def test_baselines_are_the_same_on_any_number_of_processes(tasks, tmp_path):
+    pytest.importorskip("flaircast")
+    one, two = (cache.baseline("flair", tasks, tmp_path / str(n), workers=n) for n in (1, 2))
+    assert isinstance(one.sums, Sums)
+    for name, array in vars(one.sums).items():
+        np.testing.assert_array_equal(getattr(two.sums, name), array)
+
+
+def test_the_command(model, data, tmp_path):
+    def evaluate_py(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+
+    wrong = evaluate_py(f"model={model}", f"tasks.path={data}", "limits=3", "engin=kernel")
+    assert wrong.returncode == 2
+    assert "did you mean 'limit'" in wrong.stderr
+    assert "did you mean 'engine'" in wrong.stderr
+    done = evaluate_py(
+        f"model={model}", "tasks=local", f"tasks.path={data}", "limit=3", "baselines=none", "tasks.exclude=web",
+        "tasks.groups=split", "device=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "evaluations" / "small-data"
+    assert str(out.relative_to(tmp_path) / "report.html") in done.stdout
+    frame = pd.read_parquet(out / "rows.parquet")
+    assert (set(frame["source"]), set(frame["variates"]), len(frame)) == ({"db"}, {1}, 3)
+    other = evaluate_py(f"model={model}", f"tasks.path={data}", "tasks=gift_eval")
+    assert other.returncode == 1
+    assert "use tasks=local" in other.stderr
