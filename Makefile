@@ -7,9 +7,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 QUICKSTART := shards/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore
+BENCHMARKS := $(filter-out %/table.py,$(sort $(wildcard scripts/bench/*.py)))
 FAST := not slow and not e2e and not distributed and not gpu
 
-.PHONY: help setup data train test test-fast lint format gpu-check clean
+.PHONY: help setup data train test test-fast lint format gpu-check bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## show these commands
@@ -55,5 +56,16 @@ format: $(VENV)/.installed  ## format the code
 gpu-check: $(VENV)/.oracle  ## run the tests that need CUDA
 	$(PY) -m pytest -m gpu
 
-clean:  ## remove .venv, the quickstart shards and caches (runs and your shards stay)
-	rm -rf $(VENV) $(QUICKSTART) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+bench: $(VENV)/.installed  ## run the quick benchmarks, write bench.md
+	@set -e; { $(PY) scripts/bench/table.py; for file in $(BENCHMARKS); do $(PY) $$file --quick; done; } > bench.md.tmp
+	@mv bench.md.tmp bench.md; cat bench.md
+
+bench-peers: .venv-peers/.installed  ## install the packages that benchmarks compare with, into .venv-peers
+
+.venv-peers/.installed: requirements-peers.lock
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q $(PIP_ARGS) -r requirements-peers.lock
+	@touch $@
+
+clean:  ## remove .venv, .venv-peers, the quickstart shards and caches (runs and your shards stay)
+	rm -rf $(VENV) .venv-peers $(QUICKSTART) .pytest_cache .ruff_cache .mypy_cache .hypothesis
