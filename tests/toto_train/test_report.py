@@ -12,11 +12,13 @@ import pytest
 from data_pipelines.series import Series
 from data_pipelines.shards import write_shards
 from toto_train.config import TasksConfig
-from toto_train.evaluation import report
+from toto_train.evaluation import page as pages
 from toto_train.evaluation.baselines import seasonal_naive
+from toto_train.evaluation.page import Scale, points, seconds
 from toto_train.evaluation.plots import duration, short_number
 from toto_train.evaluation.report import read_metrics, write_report
-from toto_train.evaluation.score import evaluate
+from toto_train.evaluation.score import Scores, evaluate
+from toto_train.evaluation.tables import interval_name, left_out
 from toto_train.evaluation.tasks import TaskSet
 
 CSV = """step,points,train/loss,train/lr_normuon,val/relative_mwql
@@ -58,6 +60,18 @@ def scores(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def peers(scores):
+    """A forecaster a tenth worse in quantile loss, and Seasonal Naive itself."""
+    worse = scores.model.take(np.arange(len(scores.table)))
+    worse.quantile_loss *= 1.1
+    times = np.full(len(scores.table), 0.25)
+    return {
+        "Auto<Theta>": Scores(scores.table, worse, scores.baseline, times),
+        "FLAIR": Scores(scores.table, scores.baseline, scores.baseline, times),
+    }
+
+
+@pytest.fixture(scope="module")
 def page(tmp_path_factory, scores):
     folder = tmp_path_factory.mktemp("run")
     (folder / "metrics.csv").write_text(CSV)
@@ -70,19 +84,50 @@ def test_report_shows_the_scores(page, scores):
         o = scores.overall[metric]
         assert f"{o.value:.3f}" in text
         assert f"{o.low:.3f} – {o.high:.3f}" in text
-    for row in scores.table().values():
+    for row in scores.tasks().values():
         for value in (row["mwql"], row["seasonal_naive"]["mwql"], row["relative"]["mase"]):
             assert np.isnan(value) or f"{value:.3f}" in text
-    assert "leaves out 1 without a ratio: still" in text
+    assert "leaves out 1 of 3 tasks, where a score is 0 or undefined: still/H/short" in text
+    assert seconds(scores.seconds_per_series) in text
+    assert "Beside other forecasters" not in text
     assert "0.750" in text  # the best validation score
     assert page.count('<svg class="plot"') == 2 + len(scores.examples) + 1
     assert len(scores.examples) == 6
 
 
-def test_report_loads_nothing_and_runs_nothing(page):
+def test_report_sets_peers_beside_the_model(tmp_path, scores, peers):
+    page = write_report(tmp_path, "run", {}, None, scores, peers).read_text()
+    text = re.sub(r"<[^>]+>", " ", page)
+    for other in peers.values():
+        o = other.overall["mwql"]
+        assert f"{o.value:.3f}" in text
+        assert f"{o.low:.3f} – {o.high:.3f}" in text
+    order = re.findall(r"</i>(?:<b>)?([^<]+)(?:</b>)?</th>", page[: page.index("Relative MASE, ")])
+    value = {
+        "this model": scores.overall["mwql"].value,
+        "Auto&lt;Theta&gt;": peers["Auto<Theta>"].overall["mwql"].value,
+    }
+    assert order == sorted(order, key=lambda name: value.get(name, 1.0))
+    assert sorted(order) == ["Auto&lt;Theta&gt;", "FLAIR", "Seasonal Naive", "this model"]
+    assert page.count("<mark>") == 2  # the model is best where there is a ratio
+    assert seconds(peers["FLAIR"].seconds_per_series) in text
+    check = MarkupCheck()
+    check.feed(page)
+    assert check.open == []
+
+
+def test_peers_must_share_the_windows(tmp_path, scores):
+    table = scores.table.assign(start=scores.table["start"] + 1)
+    other = Scores(table, scores.model, scores.baseline, scores.seconds, 0)
+    with pytest.raises(ValueError, match="FLAIR was scored on other windows"):
+        write_report(tmp_path, "run", {}, None, scores, {"FLAIR": other})
+
+
+def test_report_loads_nothing_and_runs_only_the_sorting(page):
     assert "http" not in page
-    assert not re.search(r"<script|<link|<img|@import|src=", page)
+    assert not re.search(r"<link|<img|@import|src=", page)
     assert not re.search(r"url\((?!#)", page)
+    assert re.findall(r"<script[^>]*>([^<]*)", page) == [pages._SORT]
 
 
 def test_names_are_escaped(page):
@@ -90,7 +135,7 @@ def test_names_are_escaped(page):
     assert "nano &lt;tiny&gt;" in page
     assert "&lt;i&gt;" in page
     assert "<i>0" not in page
-    assert "<script" not in page
+    assert "<script>alert" not in page
 
 
 class MarkupCheck(HTMLParser):
@@ -146,7 +191,7 @@ def test_metrics_tolerate_gaps(tmp_path):
 
 def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     path = write_report(tmp_path, "first", {})
-    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(pages.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path, "second", {})
     assert "first" in path.read_text()
@@ -170,3 +215,25 @@ def test_durations(seconds, text):
 
 def test_short_numbers():
     assert [short_number(v) for v in (0, -0.5, 999, 15_000, 2.5e6, 1e9)] == ["0", "−0.5", "999", "15 k", "2.5 M", "1 G"]
+
+
+def test_short_texts():
+    assert [seconds(v) for v in (2.5, 0.00123, 4.2e-6, float("nan"))] == ["2.5 s", "1.23 ms", "4.2 µs", "–"]
+    assert [points(v) for v in (0.031, -0.06, -0.001, float("nan"))] == ["+3 pts", "−6 pts", "0 pts", "–"]
+    assert [interval_name(code) for code in ("10T", "H", "L", "odd")] == ["10 min", "1 h", "1 ms", "odd"]
+
+
+def test_many_excluded_tasks_fold_up():
+    assert left_out("MASE", ["a", "<b>"], 9) == (
+        '<p class="note">MASE leaves out 2 of 9 tasks, where a score is 0 or undefined: a, &lt;b&gt;.</p>'
+    )
+    assert left_out("MASE", list("abcde"), 9).startswith('<details class="note"><summary>MASE leaves out 5 of 9 tasks')
+
+
+def test_scale_holds_one_and_its_values():
+    scale = Scale.around([0.4, float("nan"), 0.0])
+    assert scale.place(0.4) > 0
+    assert scale.place(1.0) < 100
+    assert scale.place(0.0) == 0
+    assert scale.place(1e9) == 100
+    assert 1 in scale.ticks()

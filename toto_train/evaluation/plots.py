@@ -1,10 +1,11 @@
-"""Plots of the report as inline SVG that follows the page: its fonts, its light or dark colours."""
+"""Plots of the pages as inline SVG that follows the page: its fonts, its light or dark colours."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -14,13 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy.ndimage import gaussian_filter1d
+from scipy.optimize import isotonic_regression
 
 from toto_train.evaluation.baselines import LEVELS
+from toto_train.evaluation.page import COLOURS
 from toto_train.evaluation.score import Example
 
 # Matplotlib wants a colour now, the page knows it later: these stand in for CSS variables.
 INK, MUTED, GRID, ACCENT, SECOND = "#010203", "#010204", "#010205", "#010206", "#010207"
+SERIES = tuple(f"#0103{k:02x}" for k in range(COLOURS))
+"""One colour a forecaster or run; the first is the accent."""
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", ACCENT: "accent", SECOND: "second"}
+_VARIABLES |= {colour: f"c{k + 1}" for k, colour in enumerate(SERIES)}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -42,6 +48,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
     "xtick.major.pad": 6,
     "text.color": MUTED,
+    "text.parse_math": False,
     "lines.solid_capstyle": "round",
     "lines.solid_joinstyle": "round",
     "path.simplify_threshold": 0.3,
@@ -67,14 +74,8 @@ def training_curve(x: np.ndarray, loss: np.ndarray, rate: np.ndarray | None, uni
         top.plot(x_loss, smooth, color=ACCENT, linewidth=1.9)
         if len(y):
             _fit_y(top, smooth, y)
-            top.annotate(
-                f"{smooth[-1]:.3f}",
-                (x_loss[-1], smooth[-1]),
-                (0, 9),
-                textcoords="offset points",
-                color=ACCENT,
-                ha="right",
-            )
+            top.set_xlim(x_loss[0], x_loss[-1])
+            _label_right(top, [Ending(f"{smooth[-1]:.3f}", x_loss[-1], smooth[-1], ACCENT)])
         top.yaxis.set_major_locator(MaxNLocator(5))
         top.set_ylabel("training loss")
         if low is not None and rate is not None:
@@ -99,11 +100,9 @@ def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: st
             axes.plot(x, y, color=ACCENT, linewidth=1.7, marker="o", markersize=3.2)
             best = int(np.argmin(y))
             axes.plot(x[best], y[best], "o", markersize=7.5, markerfacecolor="none", markeredgecolor=SECOND)
-            axes.annotate(
-                f"{y[best]:.3f}", (x[best], y[best]), (0, 9), textcoords="offset points", color=SECOND, ha="center"
-            )
             axes.set_title(label, loc="left", fontsize=9.5, color=INK, pad=10)
-            axes.margins(x=0.08, y=0.16)
+            axes.margins(x=0.05, y=0.12)
+            _label_right(axes, [Ending(f"{y[best]:.3f}", x[best], y[best], SECOND)])
             axes.set_xlabel(unit)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -111,19 +110,62 @@ def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: st
         return _svg(figure, name, "validation scores")
 
 
-def calibration(mean: np.ndarray, sources: Sequence[np.ndarray], name: str) -> str:
-    """Observed against nominal coverage: mean over sources [9], each source [9]."""
+def run_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str, unit: str, name: str) -> str:
+    """One line a run, its name and last or best value at the right: label -> (x [N], value [N]) in the runs' order.
+
+    A run without values keeps its colour. Training loss is smoothed; of another measure the lowest value is marked.
+    """
+    loss, endings = measure == "training loss", []
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.6, 3.9), layout="constrained")
+        figure = Figure(figsize=(5.7, 3.4), layout="constrained")
+        axes = figure.subplots()
+        late = []
+        for k, (label, (x, y)) in enumerate(curves.items()):
+            if not len(y):
+                continue
+            colour, dash = SERIES[k % COLOURS], "-" if k < COLOURS else (0, (4, 1.5))
+            shown = _smooth(y) if loss else y
+            thin = slice(None, None, -max(1, len(y) // 1500))
+            marker = "none" if loss or len(y) > 60 else "o"
+            axes.plot(x[thin], shown[thin], color=colour, linestyle=dash, linewidth=1.6, marker=marker, markersize=2.8)
+            at = len(y) - 1 if loss else int(np.argmin(y))
+            if not loss:
+                axes.plot(x[at], y[at], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour)
+            short = label if len(label) <= 20 else f"{label[:19]}…"
+            endings.append(Ending(f"{short}  {shown[at]:.3f}", x[-1], shown[-1], colour))
+            late.append(shown[len(y) // 20 :])
+        _fit_y(axes, np.concatenate(late), np.concatenate([y for _, y in curves.values()]), room=0.1 if loss else 0.3)
+        axes.margins(x=0.01)
+        axes.set(xlabel=unit, ylabel=measure)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        _label_right(axes, endings)
+        return _svg(figure, name, f"{measure} of each run")
+
+
+def calibration(
+    mean: np.ndarray, tasks: Sequence[np.ndarray], name: str, peers: Mapping[str, np.ndarray] | None = None
+) -> str:
+    """Observed against nominal coverage: mean over tasks [9], each task [9], and the mean of each peer [9]."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.9, 3.9), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-        for coverage in sources:
-            axes.plot(LEVELS, coverage, color=MUTED, alpha=0.35, linewidth=0.9)
+        for coverage in tasks:
+            axes.plot(LEVELS, coverage, color=MUTED, alpha=max(0.12, 0.35 - len(tasks) / 400), linewidth=0.8)
+        endings = []
+        for k, (label, coverage) in enumerate((peers or {}).items(), 1):
+            colour = SERIES[k % COLOURS]
+            axes.plot(LEVELS, coverage, color=colour, linewidth=1.2)
+            endings.append(Ending(label, LEVELS[-1], float(coverage[-1]), colour))
         axes.plot(LEVELS, mean, color=ACCENT, linewidth=2, marker="o", markersize=4.5)
+        endings.append(Ending("this model" if peers else "mean", LEVELS[-1], float(mean[-1]), ACCENT))
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="quantile level", ylabel="share of values below", aspect="equal")
         ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        _label_right(axes, endings)
         return _svg(figure, name, "coverage of each quantile level")
 
 
@@ -161,7 +203,7 @@ def forecast(example: Example, name: str) -> str:
         last.set_horizontalalignment("right")
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
-        return _svg(figure, name, f"{example.rank} forecast of {example.source}")
+        return _svg(figure, name, f"{example.rank} forecast of {example.task}")
 
 
 def short_number(value: float) -> str:
@@ -178,6 +220,52 @@ def duration(seconds: float) -> str:
         if seconds >= least * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A label in the right margin for the point (x, y) of a line."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+
+
+def _label_right(axes: Axes, endings: Sequence[Ending]) -> None:
+    """Write the labels beside the axes, each as near to the height of its point as the others let it, and lead there.
+
+    Call it last: limits are fixed here.
+    """
+    endings = sorted((e for e in endings if np.isfinite(e.y)), key=lambda e: e.y)
+    if not endings:
+        return
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    assert isinstance(axes.figure, Figure)
+    axes.figure.draw_without_rendering()  # lays out, so that heights are known
+    gap = 1.35 * mpl.rcParams["font.size"] / 72 * axes.figure.dpi / axes.get_window_extent().height
+    heights = axes.transAxes.inverted().transform(axes.transData.transform([(e.x, e.y) for e in endings]))[:, 1]
+    steps = gap * np.arange(len(endings))
+    apart = isotonic_regression(heights - steps).x
+    for ending, height in zip(endings, np.clip(apart, 0, max(0.0, 1 - steps[-1])) + steps, strict=True):
+        axes.annotate(
+            ending.text,
+            (ending.x, ending.y),
+            (1.045, height),
+            textcoords="axes fraction",
+            color=ending.colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": ending.colour,
+                "linewidth": 0.7,
+                "linestyle": (0, (1.5, 2)),
+                "relpos": (0, 0.5),
+                "shrinkA": 0,
+                "shrinkB": 4,
+            },
+        )
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,234 @@
+"""Tables of the report: forecasters ranked, scores by group and by task, coverage."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from toto_train.evaluation.baselines import LEVELS
+from toto_train.evaluation.metrics import Interval
+from toto_train.evaluation.page import (
+    Scale,
+    axis,
+    bar,
+    cell,
+    colour,
+    fixed,
+    heads,
+    heat,
+    percent,
+    plural,
+    points,
+    seconds,
+    side,
+    span,
+    swatch,
+)
+from toto_train.evaluation.score import Scores
+from toto_train.evaluation.tasks import TERMS
+
+NAMES = {"mwql": "Quantile loss", "mase": "MASE"}
+MODEL = "this model"
+GROUPS = {"domain": "domain", "frequency": "interval", "term": "term"}
+_UNITS = {"L": "ms", "S": "s", "T": "min", "H": "h", "D": "d", "W": "w", "M": "mo", "Q": "q", "A": "y"}
+
+
+def ranking(everyone: Mapping[str, Scores]) -> str:
+    """The model (first) and its peers in order of each overall score, Seasonal Naive at 1, and what a forecast takes.
+
+    Colours follow the order of `everyone`.
+    """
+    cards = []
+    colours = {name: k for k, name in enumerate(everyone)}
+    for metric in NAMES:
+        found = {name: scores.overall[metric] for name, scores in everyone.items()}
+        scale = Scale.around(v for o in found.values() for v in (o.value, o.low, o.high))
+        found["Seasonal Naive"] = Interval(1.0, math.nan, math.nan, ())
+        rows = "".join(
+            f"<tr><th>{swatch(colours.get(name))}{_strong(name)}</th>"
+            f'<td class="b">{bar(o.value, o.low, o.high, scale, colour(colours.get(name)))}</td>'
+            f'<td>{fixed(o.value)}</td><td class="span">{span(o.low, o.high)}</td></tr>'
+            for name, o in sorted(found.items(), key=lambda item: _last(item[1].value))
+        )
+        cards.append(
+            f'<div class="card"><h3>Relative {_lower(metric)}, 95% interval</h3><table class="ranks">'
+            f'<tbody>{rows}</tbody><tfoot><tr><th></th><td class="b">{axis(scale)}</td><td></td><td></td></tr></tfoot>'
+            "</table></div>"
+        )
+    spent = {name: scores.seconds_per_series for name, scores in everyone.items()}
+    rows = "".join(
+        f"<tr><th>{swatch(colours[name])}{_strong(name)}</th><td>{seconds(value)}</td>"
+        f"<td>{f'{value / spent[MODEL]:,.3g}×' if spent[MODEL] > 0 else ''}</td></tr>"
+        for name, value in sorted(spent.items(), key=lambda item: _last(item[1]))
+    )
+    cards.append(
+        f'<div class="card"><h3>Time to forecast a series</h3><table class="ranks"><tbody>{rows}</tbody></table></div>'
+    )
+    lead = "All forecast the same windows; left of the line is better than Seasonal Naive."
+    return (
+        f'<section><h2>Beside other forecasters</h2><p class="lead">{lead}</p>'
+        f'<div class="ranking">{"".join(cards)}</div></section>'
+    )
+
+
+def breakdown(everyone: Mapping[str, Scores]) -> str:
+    """Geometric means by domain, interval and term, where there is more than one."""
+    names, body = list(everyone), []
+    for column, title in GROUPS.items():
+        found = {name: scores.by(column) for name, scores in everyone.items()}
+        groups = sorted(found[names[0]], key=lambda group: _order(column, group))
+        if len(groups) < 2:
+            continue
+        body.append(f'<tbody><tr class="group"><th colspan="{3 + len(NAMES) * len(names)}">by {title}</th></tr>')
+        for group in groups:
+            first = found[names[0]][group]
+            cells = [
+                heat(found[name][group]["relative"][metric], "group" if name == names[0] else "")
+                for metric in NAMES
+                for name in names
+            ]
+            shown = interval_name(group) if column == "frequency" else group
+            body.append(
+                f"<tr><th>{escape(shown)}</th><td>{first['tasks']:,}</td><td>{first['windows']:,}</td>"
+                f"{''.join(cells)}</tr>"
+            )
+        body.append("</tbody>")
+    if not body:
+        return ""
+    over = "".join(f'<th colspan="{len(names)}" class="group">{NAMES[m]}</th>' for m in NAMES)
+    leader, *rest = (escape(name) for name in names)
+    columns = (f'<th class="group">{leader}</th>' + "".join(f"<th>{name}</th>" for name in rest)) * len(NAMES)
+    return (
+        '<h3>By kind of task</h3><div class="card scroll"><table class="breakdown"><thead>'
+        f"<tr><th></th><th></th><th></th>{over}</tr><tr><th></th><th>tasks</th><th>windows</th>{columns}</tr></thead>"
+        f'{"".join(body)}</table></div><p class="note">Relative to Seasonal Naive, geometric mean over the tasks of a '
+        "row.</p>"
+    )
+
+
+def task_table(everyone: Mapping[str, Scores]) -> str:
+    """One row a task: raw and relative scores of the model, relative quantile loss of every peer."""
+    scores, peers = everyone[MODEL], {name: s.tasks() for name, s in everyone.items() if name != MODEL}
+    tasks = sorted(scores.tasks().items(), key=lambda item: task_order(item[1]))
+    body = []
+    for name, row in tasks:
+        others = [of[name]["relative"]["mwql"] for of in peers.values()]
+        best = min((round(v, 3) for v in (row["relative"]["mwql"], *others) if math.isfinite(v)), default=math.nan)
+        best = best if peers and best < 1 else math.nan
+        counts = "".join(cell(row[key], f"{row[key]:,}") for key in ("series", "windows"))
+        body.append(
+            f"<tr>{task_cells(row)}{counts}{_score_cells(row, 'mwql', best)}"
+            f"{''.join(cell(v, _mark(v, best)) for v in others)}{_score_cells(row, 'mase')}</tr>"
+        )
+    over = (
+        f'<th colspan="{4 + len(peers)}" class="group">{NAMES["mwql"]}</th>'
+        f'<th colspan="4" class="group">{NAMES["mase"]}</th>'
+    )
+    columns = ["model", "naive", "relative", ""]
+    names = ["source", "interval", "term", "series", "windows", *columns, *peers, *columns]
+    note = "Naive is Seasonal Naive; bars run from 0.25 to 2, the line marks 1."
+    if peers:
+        note += " The columns of other forecasters are relative too; the best of a row is set off if it beats 1."
+    return (
+        f'<h3>By task</h3><div class="card scroll tall"><table class="sortable"><thead><tr>{"<th></th>" * 5}{over}</tr>'
+        f"{heads(names, 3, (5, 9 + len(peers)))}</thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<p class="note">{note}</p>'
+    )
+
+
+def task_cells(row: Mapping[str, Any]) -> str:
+    """Source, interval and term of a task."""
+    code = row["frequency"]
+    return (
+        f"<th>{escape(row['source'])}</th>"
+        f'<td class="text" data-v="{_frequency_order(code)}">{interval_name(code)}</td>'
+        f'<td class="text">{escape(row["term"])}</td>'
+    )
+
+
+def overall_notes(everyone: Mapping[str, Scores]) -> str:
+    """What the overall scores leave out, by name."""
+    notes, said = [], {(m, o.excluded) for m, o in everyone[MODEL].overall.items()}
+    for name, scores in everyone.items():
+        for metric, o in scores.overall.items():
+            if o.excluded and (name == MODEL or (metric, o.excluded) not in said):
+                whose = "" if name == MODEL else f" of {name}"
+                notes.append(left_out(f"{NAMES[metric]}{whose}", o.excluded, len(scores.members)))
+    scores = everyone[MODEL]
+    if empty := len(scores.table) - scores.windows:
+        notes.append(f'<p class="note">{plural(empty, "window")} without any observed value: not scored.</p>')
+    return "".join(notes)
+
+
+def left_out(what: str, tasks: Sequence[str], total: int) -> str:
+    """Names the tasks that have no ratio; folded where they are many."""
+    head = f"{what} leaves out {len(tasks)} of {plural(total, 'task')}, where a score is 0 or undefined"
+    names = escape(", ".join(tasks))
+    if len(tasks) <= 4:
+        return f'<p class="note">{escape(head)}: {names}.</p>'
+    return f'<details class="note"><summary>{escape(head)}.</summary>{names}</details>'
+
+
+def coverage_table(everyone: Mapping[str, Scores]) -> str:
+    """Share of values below each quantile: observed for the model, and how far everyone is off."""
+    found = {name: scores.coverage() for name, scores in everyone.items()}
+    rows = []
+    for k, level in enumerate(LEVELS.tolist()):
+        off = "".join(f"<td>{points(coverage[k] - level)}</td>" for coverage in found.values())
+        rows.append(f"<tr><th>{level:.0%}</th><td>{percent(found[MODEL][k])}</td>{off}</tr>")
+    names = "<th>off by</th>" if len(found) == 1 else "".join(f"<th>{escape(name)}</th>" for name in found)
+    return (
+        f"<table><thead><tr><th>quantile level</th><th>observed</th>{names}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def interval_name(code: str) -> str:
+    """'10T' -> '10 min'."""
+    match = re.fullmatch(r"(\d*)([A-Z])", code)
+    return f"{match[1] or 1} {_UNITS[match[2]]}" if match and match[2] in _UNITS else escape(code)
+
+
+def _frequency_order(code: str) -> int:
+    match = re.fullmatch(r"(\d*)([A-Z])", code)
+    return 10**6 * list(_UNITS).index(match[2]) + int(match[1] or 1) if match and match[2] in _UNITS else 10**8
+
+
+def _order(column: str, group: str) -> tuple[int, str]:
+    if column == "frequency":
+        return _frequency_order(group), group
+    return list(TERMS).index(group) if group in TERMS else len(TERMS), group
+
+
+def task_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["source"], _order("frequency", row["frequency"]), _order("term", row["term"])
+
+
+def _score_cells(row: Mapping[str, Any], metric: str, best: float = math.nan) -> str:
+    ratio = row["relative"][metric]
+    return (
+        f"{cell(row[metric], fixed(row[metric]), 'group')}"
+        f"{cell(row['seasonal_naive'][metric], fixed(row['seasonal_naive'][metric]))}"
+        f'{cell(ratio, _mark(ratio, best), side(ratio))}<td class="b">{bar(ratio)}</td>'
+    )
+
+
+def _mark(ratio: float, best: float) -> str:
+    return f"<mark>{fixed(ratio)}</mark>" if np.isfinite(best) and round(ratio, 3) == best else fixed(ratio)
+
+
+def _strong(name: str) -> str:
+    return f"<b>{MODEL}</b>" if name == MODEL else escape(name)
+
+
+def _lower(metric: str) -> str:
+    return NAMES[metric].lower() if metric == "mwql" else NAMES[metric]
+
+
+def _last(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
