@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,12 +51,14 @@ def as_shards(path: str | Path, options: build.TableOptions, cache: Path) -> Pat
     if not Path(path).exists():
         raise ValueError(f"tasks.path={path} does not exist; give a folder of shards or of Parquet files")
     files = build.find_files(path, "parquet")
-    facts = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    facts = [[os.path.relpath(f, path), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     made = cache / f"shards-{_digest(shards.SCHEMA, facts, asdict(options))}"
-    if not (made / shards.MANIFEST).is_file():
+    with _held(made):
+        if (made / shards.MANIFEST).is_file():
+            return made
         series = build.read_files(path, "parquet", options, Counts())
         manifest = shards.write_shards(made, series, {"source": "parquet", **asdict(options)}, replace=made.exists())
-        log.info("%s: %d series -> %s", path, manifest["series"], made)
+    log.info("%s: %d series -> %s", path, manifest["series"], made)
     return made
 
 
@@ -85,18 +89,26 @@ def baseline(
     naive = name == SEASONAL_NAIVE
     version = "1" if naive else f"{peers.version(name)}, rules {peers.RULES}, context {context}"
     stem = f"{name}-{_digest(tasks.fingerprint, version)}"
+    cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{stem}.parquet"
+    with _held(file):
+        return _baseline(name, tasks, file, context, workers, progress)
+
+
+def _baseline(
+    name: str, tasks: TaskSet, file: Path, context: int, workers: int, progress: Callable[[int], None] | None
+) -> Baseline:
     if file.is_file():
         frame = rows.read(file)
         _, sums, seconds = rows.from_frame(frame)
         return Baseline(name, sums, seconds, int(frame["fallbacks"].sum()))
     count = len(tasks)
     sums, seconds, fallbacks = Sums.zeros(count), np.zeros(count), np.zeros(count)
-    parts = rows.Parts(vars(sums) | {"seconds": seconds, "fallbacks": fallbacks}, cache / f"{stem}.parts")
+    parts = rows.Parts(vars(sums) | {"seconds": seconds, "fallbacks": fallbacks}, file.with_suffix(".parts"))
     try:
         left = np.flatnonzero(~parts.done)
         chunks = [left[at : at + _CHUNK] for at in range(0, len(left), _CHUNK)]
-        for indices, values in _scored(name, tasks, context, chunks, 1 if naive else workers):
+        for indices, values in _scored(name, tasks, context, chunks, 1 if name == SEASONAL_NAIVE else workers):
             parts.put(indices, values)
             if progress:
                 progress(int(parts.done.sum()))
@@ -105,6 +117,14 @@ def baseline(
     rows.write(file, rows.to_frame(tasks.table(), sums, seconds).assign(fallbacks=fallbacks.astype(int)))
     parts.remove()
     return Baseline(name, sums, seconds, int(fallbacks.sum()))
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Let one process at a time make `path`: a second one waits, then finds it there."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 _tasks: TaskSet | None = None  # of a worker process
