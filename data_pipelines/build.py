@@ -92,10 +92,20 @@ def find_files(path: str | Path, kind: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"source.path={path} does not exist; give a folder of {kind} files, or one file")
-    found = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES[kind]) and not f.name.startswith("."))
+    found = sorted(
+        f
+        for f in path.rglob("*")
+        if f.name.endswith(SUFFIXES[kind]) and not f.name.startswith(".") and not _is_ours(f.relative_to(path), path)
+    )
     if not found:
         raise ValueError(f"source.path={path} holds no {kind} files (*{', *'.join(SUFFIXES[kind])})")
     return found
+
+
+def _is_ours(file: Path, root: Path) -> bool:
+    """Whether a file lies in what an evaluation left below `root` (evaluation.json, or a cache DIR.eval)."""
+    folders = [root / parent for parent in file.parents][:-1]
+    return any(f.name.endswith(".eval") or (f / "evaluation.json").is_file() for f in folders)
 
 
 def read_files(path: str | Path, kind: str, options: TableOptions, counts: Counts) -> Iterator[Series]:

@@ -5,7 +5,7 @@ tasks=local every source, frequency and term of a folder of shards or Parquet fi
             tasks.terms=short,medium,long   tasks.groups=keep|split (variates forecast together or each alone)
             tasks.include= tasks.exclude= (globs of sources, with commas)   tasks.max_windows=20 (of one series)
             tasks.context=0 (steps of history; 0: what the model was trained on, less the horizon)
-limit=0     most windows of one task, chosen evenly; 0 scores all
+limit=0     most windows of one task, a fixed random choice; 0 scores all
 baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none;
             baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
 engine=     kernel, or gluonts to have every task scored by gluonts too and see how far the two differ
@@ -22,12 +22,15 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.build import TableOptions
 from toto_train.arguments import fail_on, parse
 from toto_train.config import TasksConfig
-from toto_train.evaluation import job, peers
+from toto_train.evaluation import peers
+
+if TYPE_CHECKING:
+    from toto_train.evaluation.job import Job
 
 TABLE_KEYS = ("name", "domain", "time", "item")
 TASKS = TasksConfig(context=0)
@@ -60,6 +63,8 @@ DEFAULTS: dict[str, Any] = {
 def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = parse(__doc__, argv, required={"model": str, "tasks.path": str}, optional=DEFAULTS)
+    from toto_train.evaluation import job  # here, so that the baselines' processes do without torch
+
     asked = request(args)
     job.run(asked)
     for what, name in {"report": "report.html", "scores": "scores.json", "every window": "rows.parquet"}.items():
@@ -67,7 +72,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def request(args: dict[str, Any]) -> job.Job:
+def request(args: dict[str, Any]) -> Job:
+    from toto_train.evaluation.job import Job
+
     if args["tasks"] != "local":
         raise ValueError(f"tasks={args['tasks']} is not available; use tasks=local")
     if args["tasks.groups"] not in ("keep", "split"):
@@ -80,7 +87,7 @@ def request(args: dict[str, Any]) -> job.Job:
             raise ValueError(f"{key}={args[key]} must be positive")
     model, path = Path(args["model"]), Path(args["tasks.path"])
     name = model.resolve().parent.name if model.name == "export" else model.resolve().name
-    return job.Job(
+    return Job(
         model=args["model"],
         tasks=TasksConfig(
             path=args["tasks.path"],

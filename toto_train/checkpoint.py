@@ -47,11 +47,16 @@ def folders(run: Path) -> list[Path]:
     return sorted(p for p in found if re.fullmatch(r"step-\d+", p.name) and (p / "meta.json").is_file())
 
 
-def best(run: Path) -> Path | None:
-    """The complete checkpoint with the lowest validation MWQL, of equals the later; None where none was validated."""
-    newest_first = [(validation_mwql(read_meta(p)), p) for p in reversed(folders(run))]
-    score, folder = min(newest_first, key=lambda pair: pair[0], default=(math.inf, None))
-    return folder if math.isfinite(score) else None
+def best(run: Path, tasks: str = "") -> Path | None:
+    """The complete checkpoint with the lowest validation MWQL, of equals the later; None where none was validated.
+
+    Only scores on the same windows compare: those of the newest validation, or with the fingerprint `tasks`.
+    """
+    newest_first = [(read_meta(p), p) for p in reversed(folders(run))]
+    validated = [(meta, p) for meta, p in newest_first if math.isfinite(validation_mwql(meta))]
+    tasks = tasks or (validated[0][0]["validation"]["tasks"] if validated else "")
+    same = [(validation_mwql(meta), p) for meta, p in validated if meta["validation"]["tasks"] == tasks]
+    return min(same, key=lambda pair: pair[0])[1] if same else None
 
 
 def validation_mwql(meta: dict[str, Any]) -> float:
@@ -68,10 +73,12 @@ def save(
     position: Position,
     fingerprint: str,
     validation: dict[str, float] | None = None,
+    tasks: str = "",
 ) -> Path:
     """Write a checkpoint and drop all but the newest `checkpoint.keep_last` and the best.
 
-    validation: scores of exactly this step, relative to Seasonal Naive, where there was a validation.
+    validation: scores of exactly this step, relative to Seasonal Naive, where there was a validation; tasks: the
+    fingerprint of its windows.
     """
     final = run / "checkpoints" / f"step-{position.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
@@ -81,7 +88,7 @@ def save(
     scores = {name: score if math.isfinite(score) else None for name, score in (validation or {}).items()}
     meta = {
         **asdict(position),
-        "validation": scores or None,
+        "validation": scores | {"tasks": tasks} if scores else None,
         "data_fingerprint": fingerprint,
         "config": asdict(config),
         "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")},
@@ -114,8 +121,6 @@ def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fing
     meta = read_meta(found[-1])
     if problems := _differences(found[-1], meta, config, fingerprint):
         raise ConfigError(problems)
-    if best(run) and meta["config"]["validation"] != asdict(config)["validation"]:
-        log.warning("validation.* differs from %s: scores on other windows do not compare, yet choose the best", run)
     _load(found[-1], _state(model, optimizer))
     log.info("resumed %s at step %d", run, meta["step"])
     return Position(meta["step"], meta["points"])

@@ -107,7 +107,7 @@ class TasksConfig:
     max_windows: int = 20
     """Most windows of one series (non-overlapping, at its end)."""
     limit: int = 0
-    """Most windows of one task, chosen evenly; 0 means all."""
+    """Most windows of one task, a fixed random choice; 0 means all."""
     terms: list[str] = field(default_factory=lambda: ["short"])
     """short, medium and long: 1, 10 and 15 times the horizon of the frequency."""
     groups: str = "keep"

@@ -180,8 +180,8 @@ def check(c: Config) -> list[str]:
         )
     for key in ("validation", "heldout"):
         terms = get(c, f"{key}.terms")
-        if not terms or set(terms) - set(TERMS):
-            out.append(f"{key}.terms={terms} must name one or more of {', '.join(TERMS)}")
+        if not terms or set(terms) - set(TERMS) or len(set(terms)) < len(terms):
+            out.append(f"{key}.terms={terms} must name one or more of {', '.join(TERMS)}, each once")
         context = get(c, f"{key}.context")
         if context % m.patch_size or context > d.length:
             out.append(

@@ -27,8 +27,9 @@ from toto_train.callbacks.validation import Validation
 from toto_train.config import Config, ConfigError, RunStopped, TasksConfig, to_yaml
 from toto_train.data.loader import RowDataModule
 from toto_train.data.order import Order
-from toto_train.evaluation import job
-from toto_train.evaluation.job import write_text
+from toto_train.evaluation import output
+from toto_train.evaluation.job import progress_bar
+from toto_train.evaluation.output import write_text
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
@@ -160,7 +161,7 @@ def fit(
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    best = checkpoint.best(folder)
+    best = checkpoint.best(folder, validation.fingerprint if validation is not None else "")
     validating = Validation(validation, checkpoint.validation_mwql(checkpoint.read_meta(best)) if best else math.inf)
     meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total, validating)
     saving = Saving(folder, fingerprint, validating)
@@ -218,7 +219,7 @@ def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -
     }
     scores: Scores | None = None
     if heldout is not None:
-        with job.progress_bar(len(heldout), "scoring") as advance:
+        with progress_bar(len(heldout), "scoring") as advance:
             scores = evaluate(
                 Forecaster(model, next(model.parameters()).device),
                 heldout,
@@ -226,12 +227,12 @@ def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -
                 seed=config.seed,
                 progress=advance,
             )
-        job.write(folder, scores)
+        output.write(folder, scores)
         for name, interval in scores.overall.items():
             facts[f"held-out {name.upper()} over Seasonal Naive's"] = (
                 f"{interval.value:.3f} (95% interval {interval.low:.3f} to {interval.high:.3f})"
             )
-        log.info("\n%s", job.table(scores))
+        log.info("\n%s", output.table(scores))
     title = f"{config.name}: a {config.model.name} Toto 2.0-class forecaster"
     training = {"context_length": config.data.length, "steps": meta["step"], "points": meta["points"]}
     export = hub.save_pretrained(model, folder / "export", hub.model_card(title, facts), training)

@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data_pipelines import build
 from data_pipelines.build import TableOptions
 from data_pipelines.series import Series
 from data_pipelines.shards import ShardSet, write_shards
 from data_pipelines.sources import series_parquet
 from toto_train import hub
 from toto_train.config import ModelConfig, TasksConfig
-from toto_train.evaluation import cache, job, peers, rows
+from toto_train.evaluation import cache, job, output, peers, rows
 from toto_train.evaluation.baselines import seasonal_naive
 from toto_train.evaluation.metrics import Sums
-from toto_train.evaluation.score import evaluate
+from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
 from toto_train.model.toto import Toto
 
@@ -96,8 +97,66 @@ def test_an_evaluation_leaves_scores_rows_and_a_report(asked, capsys):
     # 256 steps of training, less two patches for the horizon of 48
     assert table["context"].max() == 192
     assert "<svg" in (asked.out / "report.html").read_text()
+    medium = dataclasses.replace(asked, tasks=dataclasses.replace(asked.tasks, terms=["short"]), out=asked.out / "m")
+    assert open_terms(medium, ["short"]) == {48: 192}
+    assert open_terms(medium, ["short", "medium"]) == {48: 192, 480: 128}  # a task does not depend on the others
     assert not list(asked.out.glob("*.tmp")) + list(asked.out.glob("rows.parts"))
     assert "web/H/short" in capsys.readouterr().out
+
+
+def open_terms(asked: job.Job, terms: list[str]) -> dict[int, int]:
+    """Horizon -> context."""
+    folder = cache.cache_folder(asked.tasks.path)
+    long = made("long", 1, 1, 3000)
+    write_shards(folder / f"long-{len(terms)}", long, {})
+    config = dataclasses.replace(asked.tasks, path=str(folder / f"long-{len(terms)}"), terms=terms)
+    return {int(w["horizon"]): int(w["context"]) for w in job.open_tasks(config, 256, 32).windows}
+
+
+def test_a_finished_evaluation_is_not_computed_again(asked, monkeypatch):
+    first = job.run(asked)
+    monkeypatch.setattr(job, "evaluate", lambda *_, **__: pytest.fail("scored again"))
+    cheaper = dataclasses.replace(asked, max_points=1000, model=asked.model + "/")
+    assert job.run(cheaper).overall == first.overall
+
+
+def test_a_damaged_model_is_refused(asked, tmp_path):
+    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
+    toto.layers[0].mlp.up.weight.data[0, 0] = float("nan")
+    hub.save_pretrained(toto, tmp_path / "bad", "card")
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up\.weight .* hold NaN"):
+        job.run(dataclasses.replace(asked, model=str(tmp_path / "bad")))
+
+
+def test_side_by_side_scores_are_over_the_same_tasks():
+    """A forecaster without error on one task has no ratio there; nobody's overall score counts that task, then."""
+    table = pd.DataFrame({name: [1, 1] for name in rows.KEYS})
+    table["task"], table["source"], table["frequency"] = ["a/H/short", "b/H/short"], ["a", "b"], ["H", "H"]
+
+    def scores(*losses: float) -> Scores:
+        def sums(values: tuple[float, ...]) -> Sums:
+            out = Sums.zeros(2)
+            out.quantile_loss[:] = np.array(values)[:, None]
+            out.scaled_error[:] = values
+            out.absolute[:] = out.scaled_points[:] = out.points[:] = 1
+            return out
+
+        return Scores(table, sums(losses), sums((1, 1)), np.zeros(2))
+
+    model, others = output.side_by_side(scores(0.01, 1.2), {"perfect on a": scores(0, 1.1)})
+    assert model.overall["mwql"].value == pytest.approx(1.2)
+    assert others["perfect on a"].overall["mwql"].value == pytest.approx(1.1)
+    assert model.overall["mwql"].excluded == ("a/H/short",)
+    assert "overall MWQL leaves out 1 tasks without a ratio: a/H/short" in output.table(model, others)
+
+
+def test_what_an_evaluation_leaves_is_no_series_of_the_user(asked):
+    job.run(dataclasses.replace(asked, out=Path(asked.tasks.path) / "scored"))
+    cache.baseline("seasonal_naive", job.open_tasks(
+        dataclasses.replace(asked.tasks, path=str(next(Path(f"{asked.tasks.path}.eval").glob("shards-*")))), 256, 32
+    ), Path(asked.tasks.path) / "sub.eval")  # fmt: skip
+    names = {f.name for f in build.find_files(asked.tasks.path, "parquet")}
+    assert names == {"web.parquet", "db.parquet"}
 
 
 def test_another_evaluation_is_not_overwritten_unasked(asked, tmp_path):
@@ -177,6 +236,15 @@ def test_seasonal_naive_of_the_cache_is_that_of_training(tasks, tmp_path):
     trained = evaluate(lambda c, h: np.zeros((len(c), 9, c.shape[1], h)), tasks).baseline
     for name, array in vars(cache.baseline("seasonal_naive", tasks, tmp_path).sums).items():
         np.testing.assert_array_equal(array, getattr(trained, name))
+
+
+def test_a_damaged_cache_is_made_again(tasks, peer, tmp_path):
+    cache.baseline("point", tasks, tmp_path)
+    file = next(tmp_path.glob("point-*.parquet"))
+    file.write_bytes(file.read_bytes()[:1000])
+    cache.baseline("point", tasks, tmp_path)
+    assert len(peer) == 2 * len(tasks)
+    assert len(rows.read(file)) == len(tasks)
 
 
 def test_a_killed_baseline_goes_on_where_it_was(tasks, peer, tmp_path, monkeypatch):

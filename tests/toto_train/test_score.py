@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -110,12 +111,20 @@ def test_overall_is_the_geometric_mean_of_pooled_ratios_without_zero_error_tasks
     assert result.value == pytest.approx(np.sqrt(0.5 * 4))
     assert result.excluded == ("zero",)
     assert result.low == pytest.approx(result.high) == pytest.approx(result.value)  # all series agree
+    assert overall(metric, model, naive, members, leave_out={"half"}).value == pytest.approx(4)
 
 
 def test_a_source_of_many_tasks_counts_once():
     model, naive = sums_of([2, 8, 1]), sums_of([1, 1, 1])
     members = {"a/H": member("a", [0], [0]), "a/D": member("a", [1], [1]), "b/H": member("b", [2], [0])}
     assert overall("mwql", model, naive, members).value == pytest.approx(np.sqrt(np.sqrt(2 * 8) * 1))
+
+
+def test_tasks_of_one_window_claim_no_certainty():
+    one = {"a": member("a", [0], [0])}
+    result = overall("mwql", sums_of([0.5]), sums_of([1]), one)
+    assert result.value == 0.5
+    assert np.isnan([result.low, result.high]).all()
 
 
 def test_bootstrap_is_reproducible_and_resamples_series_not_windows():
@@ -268,6 +277,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tasks, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         evaluate(dies, tasks, max_points=1, parts=tmp_path / "parts")
     (tmp_path / "parts" / ".000000007-1.tmp").write_bytes(b"half a part")  # of a process that was killed writing
+    (tmp_path / "parts" / "000000009-1.npz").write_bytes(b"")  # of a machine that went down
     again = evaluate(counted, tasks, max_points=1, parts=tmp_path / "parts")
     assert sum(calls) == len(tasks)
     whole = evaluate(sine_forecaster, tasks, max_points=1)
@@ -276,16 +286,25 @@ def test_a_killed_evaluation_goes_on_where_it_was(tasks, tmp_path, monkeypatch):
 
 
 def test_processes_share_the_work(tasks):
-    """Two ranks in turn: each scores its batches; the sum over ranks is what one process finds."""
-    halves: list[list[np.ndarray]] = [[], []]
-    for rank in (0, 1):
+    """Three ranks in turn: the sum over them is what one process finds, and all make the same number of calls."""
+    found: list[list[np.ndarray]] = [[], [], []]
+    calls = [0, 0, 0]
+
+    def counted(contexts: np.ndarray, horizon: int, rank: int) -> np.ndarray:
+        calls[rank] += 1
+        return sine_forecaster(contexts, horizon)
+
+    for rank in range(3):
         evaluate(
-            sine_forecaster, tasks, max_points=1, rank=rank, world=2, draws=0,
-            gather=lambda array, rank=rank: halves[rank].append(array.copy()) or array,
+            partial(counted, rank=rank), tasks, max_points=1600, rank=rank, world=3, draws=0,
+            gather=lambda array, rank=rank: found[rank].append(array.copy()) or array,
         )  # fmt: skip
-    whole = evaluate(sine_forecaster, tasks, max_points=1)
-    assert 0 < halves[0][0].any(1).sum() < len(tasks)
-    np.testing.assert_array_equal(halves[0][0] + halves[1][0], whole.model.quantile_loss)
+    whole = evaluate(sine_forecaster, tasks, max_points=1600)
+    assert calls[0] == calls[1] == calls[2] == len(tasks.batches(1600))
+    assert min(len(b) for b in tasks.batches(1600)) < 3  # some batches leave a rank without a window
+    assert all(0 < of[0].any(1).sum() < len(tasks) for of in found)
+    np.testing.assert_array_equal(sum(of[0] for of in found), whole.model.quantile_loss)
+    np.testing.assert_array_equal(sum(of[-1] for of in found), whole.baseline.points)
 
 
 def test_rows_return_from_parquet_as_they_were(tasks, tmp_path):

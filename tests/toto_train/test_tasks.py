@@ -130,6 +130,8 @@ def test_terms_are_tasks_of_their_own(folder):
     assert medium[["series", "start", "horizon"]].tolist() == [(1, 5000 - 960, 480), (1, 5000 - 480, 480)]
     with pytest.raises(ValueError, match="'huge' must be one of"):
         TaskSet.open(TasksConfig(path=folder, terms=["huge"]))
+    with pytest.raises(ValueError, match="each wanted term once"):
+        TaskSet.open(TasksConfig(path=folder, terms=["short", "short"]))
 
 
 def test_frequencies_of_a_source_are_tasks_of_their_own(tmp_path):
@@ -175,13 +177,23 @@ def test_no_window_is_an_error_that_says_why(folder):
         TaskSet.open(TasksConfig())
 
 
-def test_limit_is_deterministic_even_and_local_to_a_task(folder):
+def test_limit_takes_from_every_variate_and_start(tmp_path):
+    """Every n-th window would take one variate of each group, or one start of each series."""
+    write_shards(tmp_path / "s", [series("m", f"i{k}", 4, 500) for k in range(100)], {})
+    for groups, field in (("split", "variate"), ("keep", "start")):
+        cut = TaskSet.open(TasksConfig(path=str(tmp_path / "s"), groups=groups, limit=100))
+        counts = np.unique(cut.windows[field], return_counts=True)[1]
+        assert len(counts) == {"variate": 4, "start": 2}[field]
+        assert counts.min() > 10
+        assert (np.diff(cut.windows["series"]) >= 0).all()
+
+
+def test_limit_is_deterministic_and_local_to_a_task(folder):
     whole = TaskSet.open(TasksConfig(path=folder))
     cut = TaskSet.open(TasksConfig(path=folder, limit=10))
     assert np.array_equal(cut.windows, TaskSet.open(TasksConfig(path=folder, limit=10)).windows)
     assert np.bincount(cut.windows["task"]).tolist() == [2, 2, 10]
     assert set(cut.windows.tolist()) <= set(whole.windows.tolist())
-    assert np.diff(cut.windows["series"][cut.windows["task"] == 2]).tolist() == [3] * 9
     alone = TaskSet.open(TasksConfig(path=folder, include=["c"], limit=10))
     assert np.array_equal(alone.windows["start"], cut.windows["start"][cut.windows["task"] == 2])
 

@@ -42,7 +42,16 @@ class Saving(pl.Callback):
         new_best = scores is not None and self.validation.improved
         if self.signal or new_best or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
-                checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint, scores)
+                checkpoint.save(
+                    self.run,
+                    c,
+                    module.model,
+                    module.optimizer,
+                    module.position,
+                    self.fingerprint,
+                    scores,
+                    self.validation.fingerprint,
+                )
         trainer.should_stop = trainer.should_stop or bool(self.signal)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -36,6 +36,7 @@ class Validation(pl.Callback):
         self.improved = False
         """Whether the newest MWQL is the best so far; so is its equal, of two checkpoints the later is taken."""
         self.baseline: Sums | None = None
+        self.fingerprint = tasks.fingerprint if tasks is not None else ""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

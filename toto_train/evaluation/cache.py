@@ -21,11 +21,13 @@ from data_pipelines import build, shards
 from data_pipelines.quality import Counts
 from toto_train.evaluation import peers, rows
 from toto_train.evaluation.baselines import seasonal_naive
-from toto_train.evaluation.metrics import Sums, window_sums
+from toto_train.evaluation.metrics import VERSION, Sums, window_sums
 from toto_train.evaluation.tasks import TaskSet
 
 log = logging.getLogger(__name__)
 
+_READER = 1
+"""Version of what `build.read_files` makes of a file; a higher one makes shards be built anew."""
 SEASONAL_NAIVE = "seasonal_naive"
 _CHUNK = 8
 """Windows that a process takes at once."""
@@ -51,8 +53,8 @@ def as_shards(path: str | Path, options: build.TableOptions, cache: Path) -> Pat
     if not Path(path).exists():
         raise ValueError(f"tasks.path={path} does not exist; give a folder of shards or of Parquet files")
     files = build.find_files(path, "parquet")
-    facts = [[os.path.relpath(f, path), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    made = cache / f"shards-{_digest(shards.SCHEMA, facts, asdict(options))}"
+    facts = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    made = cache / f"shards-{_digest(shards.SCHEMA, _READER, facts, asdict(options))}"
     with _held(made):
         if (made / shards.MANIFEST).is_file():
             return made
@@ -87,8 +89,8 @@ def baseline(
     Kept in `cache` under a key of data, windows, context and package version; an interrupted call is gone on with.
     """
     naive = name == SEASONAL_NAIVE
-    version = "1" if naive else f"{peers.version(name)}, rules {peers.RULES}, context {context}"
-    stem = f"{name}-{_digest(tasks.fingerprint, version)}"
+    version = "" if naive else f"{peers.version(name)}, rules {peers.RULES}, context {context}"
+    stem = f"{name}-{_digest(VERSION, tasks.fingerprint, version)}"
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{stem}.parquet"
     with _held(file):
@@ -99,9 +101,13 @@ def _baseline(
     name: str, tasks: TaskSet, file: Path, context: int, workers: int, progress: Callable[[int], None] | None
 ) -> Baseline:
     if file.is_file():
-        frame = rows.read(file)
-        _, sums, seconds = rows.from_frame(frame)
-        return Baseline(name, sums, seconds, int(frame["fallbacks"].sum()))
+        try:
+            frame = rows.read(file)
+            _, sums, seconds = rows.from_frame(frame)
+            return Baseline(name, sums, seconds, int(frame["fallbacks"].sum()))
+        except ValueError as error:
+            log.warning("%s; computing it again", error)
+            file.unlink()
     count = len(tasks)
     sums, seconds, fallbacks = Sums.zeros(count), np.zeros(count), np.zeros(count)
     parts = rows.Parts(vars(sums) | {"seconds": seconds, "fallbacks": fallbacks}, file.with_suffix(".parts"))
@@ -143,15 +149,33 @@ def _scored(
         for indices in chunks:
             yield indices, _score(name, context, indices, tasks)
         return
-    # spawned, not forked: this process may run threads of torch
+    # spawned, not forked: this process may run threads of torch; each worker has one, there are as many as cores
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_open, initargs=(tasks,)) as pool:
+    with _environment(_ONE_THREAD), ProcessPoolExecutor(workers, spawn, initializer=_open, initargs=(tasks,)) as pool:
         futures = {pool.submit(_score, name, context, indices): indices for indices in chunks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """What processes started inside inherit."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _score(name: str, context: int, indices: np.ndarray, tasks: TaskSet | None = None) -> dict[str, np.ndarray | float]:

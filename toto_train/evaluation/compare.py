@@ -20,7 +20,7 @@ from toto_train.evaluation.score import Scores
 
 WINDOW = [*rows.IDENTITY, "horizon"]
 """Columns that are equal where two runs forecast the same window."""
-OWN_KEYS = {"name", "out", "model", "path", "weights"}
+OWN_KEYS = {"name", "out", "model", "path", "request.weights"}
 """Top-level settings that say which run it is, not how it was made."""
 
 

@@ -7,13 +7,15 @@ additions, and pooling equals gluonts' MASE and MeanWeightedSumQuantileLoss on t
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from toto_train.evaluation.baselines import LEVELS
 
+VERSION = 1
+"""Of the sums and of Seasonal Naive: a higher one makes cached scores be computed anew."""
 MEDIAN = 4
 METRICS = ("mase", "mwql")
 
@@ -124,25 +126,28 @@ def overall(
     draws: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    leave_out: Collection[str] = (),
 ) -> Interval:
     """Relative score over all tasks: model / baseline pooled per task, geometric mean over the tasks of a source, then
     over sources, so that a source cut into many frequencies and terms counts once.
 
     metric: 'mase' or 'mwql'; members: task -> its windows. `baseline` may be another model: a paired comparison.
+    leave_out: tasks to leave out beside those without a ratio.
 
     The bootstrap resamples whole series, the same draw for model and baseline and for all terms of a stratum: windows
     of one series are no independent evidence. Where a task has one series its windows are resampled instead, it would
-    seem certain otherwise. draws=0 leaves the interval NaN.
+    seem certain otherwise. A task of one window adds no spread; where all have one, and with draws=0, the interval is
+    NaN.
     """
     ratios: dict[str, list[float]] = {}
     sampled: dict[str, list[np.ndarray]] = {}
-    excluded = []
+    excluded, spread = [], False
     strata: dict[str, list[np.ndarray]] = {}
     for member in members.values():
         strata.setdefault(member.stratum, []).append(member.series)
     for task, member in members.items():
         ratio = relative(getattr(model, metric)(member.windows), getattr(baseline, metric)(member.windows))
-        if not np.isfinite(ratio):
+        if not np.isfinite(ratio) or task in leave_out:
             excluded.append(task)
             continue
         ratios.setdefault(member.source, []).append(ratio)
@@ -153,18 +158,19 @@ def overall(
         cluster, count, stream = np.searchsorted(known, member.series), len(known), member.stratum
         if len(np.unique(member.series)) == 1:
             cluster, count, stream = np.arange(len(member.windows)), len(member.windows), task
-        terms = np.stack([t[member.windows] for s in (model, baseline) for t in _terms(metric, s)], 1)
+        spread |= len(member.windows) > 1
+        terms = np.stack([t for s in (model, baseline) for t in _terms(metric, s.take(member.windows))], 1)
         totals = np.zeros((count, 4))
         np.add.at(totals, cluster, terms)
         bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(stream.encode())]))
         sampled.setdefault(member.source, []).append(_resample(totals, draws, np.random.Generator(bits)))
-    value, low, high = float(_two_means(ratios)), np.nan, np.nan
-    if ratios and draws:
-        low, high = np.nanquantile(_two_means(sampled), [(1 - confidence) / 2, (1 + confidence) / 2])
+    value, low, high = float(mean_over_sources(ratios)), np.nan, np.nan
+    if spread:
+        low, high = np.nanquantile(mean_over_sources(sampled), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high), tuple(excluded))
 
 
-def _two_means(ratios: Mapping[str, Sequence[float | np.ndarray]]) -> np.ndarray:
+def mean_over_sources(ratios: Mapping[str, Sequence[float | np.ndarray]]) -> np.ndarray:
     """Source -> ratios of its tasks, each a number or [draws]; geometric mean over tasks, then over sources."""
     if not ratios:
         return np.array(np.nan)

@@ -63,9 +63,10 @@ def gluonts_scores(
     silent = partial(evaluation.tqdm, disable=True)  # gluonts shows a bar for every call and has no switch for it
     for k, task in enumerate(tasks.tasks):
         pairs, (step, unit) = _pairs(tasks, k), frequency(task.interval)
+        context = int(tasks.windows["context"][tasks.windows["task"] == k].max())
         with mock.patch.object(evaluation, "tqdm", silent), np.errstate(invalid="ignore", divide="ignore"):
             result = evaluation.evaluate_forecasts_raw(
-                _forecasts(forecast, pairs, tasks.config.context, max_points),
+                _forecasts(forecast, pairs, context, max_points),
                 test_data=pairs,
                 metrics=[MASE(), MeanWeightedSumQuantileLoss(LEVELS.tolist())],
                 batch_size=1,  # entries of a batch must have one shape; the groups of a task need not

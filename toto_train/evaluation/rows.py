@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 
 from toto_train.evaluation.baselines import LEVELS
 from toto_train.evaluation.metrics import Sums
+
+log = logging.getLogger(__name__)
 
 KEYS = ("task", "source", "domain", "frequency", "term", "item_id", "variate", "series", "start", "horizon", "season",
         "context", "variates")  # fmt: skip
@@ -82,10 +86,15 @@ class Parts:
             return
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.glob("*.npz")):
-            with np.load(file) as part:
-                at = part["indices"]
-                for name, array in arrays.items():
-                    array[at] = part[name]
+            try:
+                with np.load(file) as part:
+                    at = part["indices"]
+                    for name, array in arrays.items():
+                        array[at] = part[name]
+            except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+                log.warning("%s cannot be read (%s); its windows are scored again", file, error)
+                file.unlink()
+            else:
                 self.done[at] = True
 
     def put(self, indices: np.ndarray, values: dict[str, np.ndarray | float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from toto_train.evaluation.metrics import (
     Interval,
     Member,
     Sums,
-    geometric_mean,
+    mean_over_sources,
     overall,
     relative,
     window_sums,
@@ -62,20 +62,25 @@ class Scores:
     draws: int = 1000
     seed: int = 0
     examples: list[Example] = field(default_factory=list)
+    leave_out: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Metric -> tasks that the overall score leaves out: another forecaster beside this one has no ratio there."""
 
     def __post_init__(self) -> None:
-        scored = np.flatnonzero(self.model.points > 0)  # a window without any observed label says nothing
-        task = self.table["task"].to_numpy()[scored]
+        scored = self.model.points > 0  # a window without any observed label says nothing
+        series = self.table["series"].to_numpy()
         self.members: dict[str, Member] = {}
-        for name in dict.fromkeys(task):
-            windows = scored[task == name]
-            first = self.table.iloc[windows[0]]
-            stratum = f"{first['source']}/{first['frequency']}"
-            self.members[name] = Member(first["source"], stratum, windows, self.table["series"].to_numpy()[windows])
+        for name, found in self.table.groupby("task", sort=False).indices.items():
+            if len(windows := found[scored[found]]):
+                first = self.table.iloc[windows[0]]
+                stratum = f"{first['source']}/{first['frequency']}"
+                self.members[str(name)] = Member(first["source"], stratum, windows, series[windows])
         self.overall: dict[str, Interval] = {
-            metric: overall(metric, self.model, self.baseline, self.members, self.draws, self.seed)
+            metric: overall(
+                metric, self.model, self.baseline, self.members, self.draws, self.seed,
+                leave_out=self.leave_out.get(metric, ()),
+            )
             for metric in METRICS
-        }
+        }  # fmt: skip
 
     @property
     def windows(self) -> int:
@@ -124,18 +129,26 @@ class Scores:
         return rows
 
     def by(self, column: str) -> dict[str, dict[str, Any]]:
-        """Tasks grouped by source, domain, frequency or term: counts and the geometric mean of relative scores."""
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in self.tasks().values():
-            groups.setdefault(row[column], []).append(row)
+        """Tasks grouped by source, domain, frequency or term: counts, and relative scores averaged as overall."""
+        groups: dict[str, list[str]] = {}
+        rows = self.tasks()
+        for task, row in rows.items():
+            groups.setdefault(row[column], []).append(task)
         return {
             name: {
-                "tasks": len(rows),
-                "windows": sum(row["windows"] for row in rows),
-                "relative": {m: float(geometric_mean(np.array([row["relative"][m] for row in rows]))) for m in METRICS},
+                "tasks": len(tasks),
+                "windows": sum(rows[task]["windows"] for task in tasks),
+                "relative": {m: self._mean(m, {task: rows[task] for task in tasks}) for m in METRICS},
             }
-            for name, rows in groups.items()
+            for name, tasks in groups.items()
         }
+
+    def _mean(self, metric: str, rows: dict[str, dict[str, Any]]) -> float:
+        ratios: dict[str, list[float]] = {}
+        for task, row in rows.items():
+            if task not in self.overall[metric].excluded:
+                ratios.setdefault(row["source"], []).append(row["relative"][metric])
+        return float(mean_over_sources(ratios))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; a score that does not exist is None."""
@@ -178,8 +191,8 @@ def evaluate(
     once. examples: number of tasks (evenly spaced) whose best, median and worst forecasts are kept.
     max_points: values of context and label in one call of the forecaster. draws, seed: bootstrap over series.
     progress: called with the number of windows done so far. parts: folder that keeps what is scored until all is; the
-    same call again goes on from there. rank, world, gather: this process scores every world-th batch, and gather(array)
-    returns the sum over processes.
+    same call again goes on from there. rank, world, gather: this process scores every world-th window of each batch, so
+    that all processes make the same number of calls, and gather(array) returns the sum over processes.
     """
     count = len(tasks)
     model, naive = Sums.zeros(count), Sums.zeros(count) if baseline is None else baseline
@@ -188,31 +201,36 @@ def evaluate(
     if baseline is None:
         arrays |= {f"naive_{name}": array for name, array in vars(naive).items()}
     filled = Parts(arrays, parts)
-    for indices in tasks.batches(max_points)[rank::world]:
-        if filled.done[indices].all():
-            continue
-        batch = tasks.read(indices, naive=baseline is None)
-        begin = time.perf_counter()
-        quantiles = _forecast(forecaster, batch.contexts, batch.horizon)
-        spent = (time.perf_counter() - begin) / len(indices)
-        finite = np.isfinite(quantiles).all((1, 2, 3))
-        if not finite.all():
-            bad = tasks.window(int(indices[np.argmin(finite)]))
-            raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
-        values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
-        if batch.naive is not None:
-            sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
-            values |= {f"naive_{name}": array for name, array in vars(sums).items()}
-        filled.put(indices, values)
-        del batch, quantiles, values  # before the next is read
-        if progress:
-            progress(int(filled.done.sum()))
-    filled.flush()
+    try:
+        for whole in tasks.batches(max_points):
+            mine = whole[rank::world]
+            if filled.done[mine].all() and len(mine):
+                continue
+            indices = mine if len(mine) else whole[:1]  # nothing of a small batch: forecast to keep step, do not count
+            batch = tasks.read(indices, naive=baseline is None)
+            begin = time.perf_counter()
+            quantiles = _forecast(forecaster, batch.contexts, batch.horizon)
+            spent = (time.perf_counter() - begin) / len(indices)
+            finite = np.isfinite(quantiles).all((1, 2, 3))
+            if not finite.all():
+                bad = tasks.window(int(indices[np.argmin(finite)]))
+                raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
+            values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
+            if batch.naive is not None:
+                sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
+                values |= {f"naive_{name}": array for name, array in vars(sums).items()}
+            if len(mine):
+                filled.put(indices, values)
+            del batch, quantiles, values  # before the next is read
+            if progress:
+                progress(int(filled.done.sum()))
+    finally:
+        filled.flush()
     if gather is not None:
         for array in arrays.values():
             array[:] = gather(array)
     scores = Scores(tasks.table(), model, naive, seconds, draws, seed)
-    scores.examples = list(_examples(forecaster, tasks, scores, examples))
+    scores.examples = draw_examples(forecaster, tasks, scores, examples)
     return scores
 
 
@@ -225,7 +243,7 @@ def _forecast(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.
     return quantiles
 
 
-def _examples(forecaster: Forecaster, tasks: TaskSet, scores: Scores, count: int) -> list[Example]:
+def draw_examples(forecaster: Forecaster, tasks: TaskSet, scores: Scores, count: int) -> list[Example]:
     """Best, median and worst window of `count` tasks, forecast once more: keeping all forecasts would not fit."""
     names = [n for n in scores.members if n not in scores.overall["mwql"].excluded] or list(scores.members)
     picks = np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))

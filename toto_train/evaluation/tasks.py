@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -153,6 +154,8 @@ class TaskSet:
     """Windows of every task of a store; `windows` is a structured array in order (task, series, variate, start)."""
 
     def __init__(self, store: Store, config: TasksConfig):
+        if not config.terms or len(set(config.terms)) < len(config.terms):
+            raise ValueError(f"terms={config.terms} must name each wanted term once")
         self.store, self.config = store, config
         self.tasks: list[Task] = []
         parts = [self._cut(source) for source in sorted(store.sources)]
@@ -205,10 +208,11 @@ class TaskSet:
                         context = min(start, c.context)
                         rows.append((len(self.tasks), i, variate, start, variates, horizon, context, season))
             windows = np.array(rows, _WINDOW)
-            if c.limit and len(windows) > c.limit:
-                windows = windows[((np.arange(c.limit) + 0.5) * len(windows) / c.limit).astype(int)]
             domain = str(self.store.meta(source, int(series[0])).get("domain", "general"))
             self.tasks.append(Task(source, interval, term, domain))
+            if c.limit and len(windows) > c.limit:  # not every n-th: strides fall in step with variates and windows
+                key = np.random.Philox(zlib.crc32(self.tasks[-1].name.encode()))
+                windows = windows[np.sort(np.random.Generator(key).permutation(len(windows))[: c.limit])]
             yield windows
 
     def table(self) -> pd.DataFrame:
@@ -224,9 +228,9 @@ class TaskSet:
             names = metas[key].get("variate_names")
             item.append(str(metas[key]["item_id"]))
             variate.append("" if v < 0 else str(names[v]) if names else f"v{v}")
-        columns: dict[str, Any] = {"task": [self.tasks[k].name for k in w["task"]]}
-        for field in ("source", "domain", "frequency", "term"):
-            columns[field] = [getattr(self.tasks[k], field) for k in w["task"]]
+        columns: dict[str, Any] = {}
+        for column, field in {"task": "name", "source": "", "domain": "", "frequency": "", "term": ""}.items():
+            columns[column] = np.array([getattr(t, field or column) for t in self.tasks], object)[w["task"]]
         columns |= {"item_id": item, "variate": variate}
         columns |= {f: w[f] for f in ("series", "start", "horizon", "season", "context", "variates")}
         return pd.DataFrame(columns)
