@@ -1,7 +1,7 @@
 """Export a run as a Hugging Face folder: python scripts/export_hf.py run=runs/quickstart out=DIR [checkpoint=best|last]
 
-Takes the run's checkpoint with the best validation score (the default; the last where none was validated), or its
-last, and writes config.json, model.safetensors and README.md, which the official
+Takes the checkpoint that validation chooses (the default; the last where none was validated), or the run's last, and
+writes config.json, model.safetensors and README.md, which the official
 toto-2 package loads unchanged: Toto2Model.from_pretrained(DIR).
 """
 

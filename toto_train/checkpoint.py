@@ -48,15 +48,17 @@ def folders(run: Path) -> list[Path]:
 
 
 def best(run: Path, tasks: str = "") -> Path | None:
-    """The complete checkpoint with the lowest validation MWQL, of equals the later; None where none was validated.
+    """The checkpoint that validation chooses: the newest whose MWQL is within the bound of the newest validation (see
+    `callbacks.validation.Validation`), else the one with the lowest; None where none was validated.
 
     Only scores on the same windows compare: those of the newest validation, or with the fingerprint `tasks`.
     """
     newest_first = [(read_meta(p), p) for p in reversed(folders(run))]
-    validated = [(meta, p) for meta, p in newest_first if math.isfinite(validation_mwql(meta))]
-    tasks = tasks or (validated[0][0]["validation"]["tasks"] if validated else "")
-    same = [(validation_mwql(meta), p) for meta, p in validated if meta["validation"]["tasks"] == tasks]
-    return min(same, key=lambda pair: pair[0])[1] if same else None
+    validated = [(meta["validation"], p) for meta, p in newest_first if math.isfinite(validation_mwql(meta))]
+    tasks = tasks or (validated[0][0]["tasks"] if validated else "")
+    same = [(record, p) for record, p in validated if record["tasks"] == tasks]
+    within = [p for record, p in same if record["mwql"] <= same[0][0]["bound"]]
+    return within[0] if within else min(same, key=lambda pair: pair[0]["mwql"])[1] if same else None
 
 
 def validation_mwql(meta: dict[str, Any]) -> float:
@@ -72,23 +74,21 @@ def save(
     optimizer: NorMuonAdamW,
     position: Position,
     fingerprint: str,
-    validation: dict[str, float] | None = None,
-    tasks: str = "",
+    validation: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint and drop all but the newest `checkpoint.keep_last` and the best.
 
-    validation: scores of exactly this step, relative to Seasonal Naive, where there was a validation; tasks: the
-    fingerprint of its windows.
+    validation: `Validation.record` of exactly this step, where there was a validation.
     """
     final = run / "checkpoints" / f"step-{position.step:08d}"
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with _alone():
         dcp.save(_state(model, optimizer), checkpoint_id=temporary)
-    scores = {name: score if math.isfinite(score) else None for name, score in (validation or {}).items()}
+    record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in (validation or {}).items()}
     meta = {
         **asdict(position),
-        "validation": scores | {"tasks": tasks} if scores else None,
+        "validation": record or None,
         "data_fingerprint": fingerprint,
         "config": asdict(config),
         "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")},
@@ -129,7 +129,7 @@ def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fing
 def load_model(run: str | Path, which: str = "best") -> tuple[Toto, dict[str, Any]]:
     """Model of a run's best or last checkpoint, on CPU, and the checkpoint's meta.json.
 
-    The best is the one with the lowest validation MWQL, or the last where none was validated.
+    The best is the one that validation chooses, or the last where none was validated.
     """
     if which not in ("best", "last"):
         raise ValueError(f"checkpoint={which!r} must be best or last")
@@ -144,12 +144,12 @@ def load_model(run: str | Path, which: str = "best") -> tuple[Toto, dict[str, An
 
 
 def describe(run: str | Path, meta: dict[str, Any]) -> str:
-    """Which of a run's checkpoints this is: 'step 1,000 of 1,200 (best validation MWQL 0.912)'."""
+    """Which of a run's checkpoints this is: 'step 1,000 of 1,200 (chosen by validation, MWQL 0.912)'."""
     chosen = best(Path(run))
     newest = read_meta(folders(Path(run))[-1])
     step = f"step {meta['step']:,} of {newest['config']['schedule']['max_steps']:,}"
     is_best = chosen is not None and read_meta(chosen)["step"] == meta["step"]
-    return f"{step} (best validation MWQL {validation_mwql(meta):.3f})" if is_best else step
+    return f"{step} (chosen by validation, MWQL {validation_mwql(meta):.3f})" if is_best else step
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -184,7 +184,7 @@ class LoggerConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep_last: int = 2
-    """How many of the newest are kept; the best by validation is kept besides."""
+    """How many of the newest are kept; the one that validation chooses is kept besides."""
 
 
 @dataclass

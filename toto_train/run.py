@@ -162,7 +162,8 @@ def fit(
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
     best = checkpoint.best(folder, validation.fingerprint if validation is not None else "")
-    validating = Validation(validation, checkpoint.validation_mwql(checkpoint.read_meta(best)) if best else math.inf)
+    record = checkpoint.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
+    validating = Validation(validation, record["best"], record["bound"])
     meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total, validating)
     saving = Saving(folder, fingerprint, validating)
     callbacks: list[pl.Callback] = [validating, meters, saving]  # scores first, the other two take them along

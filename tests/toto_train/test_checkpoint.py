@@ -19,6 +19,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.best, self.margin = math.inf, 1.0
         self.config = Config(model=ModelConfig(d_model=16, num_layers=1, num_variate_layers_per_group=0, d_ff=16))
         self.model = Toto.create(self.config.model, seed=0)
         self.optimizer = build_optimizer(self.model.named_parameters(), self.config.optimizer, 1)
@@ -27,9 +28,12 @@ class Run:
         with torch.no_grad():
             for p in self.model.parameters():
                 p.fill_(step)
-        scores = None if mwql is None else {"mase": 1.0, "mwql": mwql}
+        self.best = min(self.best, mwql) if mwql is not None and math.isfinite(mwql) else self.best
+        record = {"mase": 1.0, "mwql": mwql, "best": self.best, "bound": self.best * self.margin, "tasks": tasks}
         position = Position(step, 100 * step)
-        return checkpoint.save(self.folder, self.config, self.model, self.optimizer, position, "data", scores, tasks)
+        return checkpoint.save(
+            self.folder, self.config, self.model, self.optimizer, position, "data", None if mwql is None else record
+        )
 
     def steps(self) -> list[int]:
         return [checkpoint.read_meta(p)["step"] for p in checkpoint.folders(self.folder)]
@@ -52,6 +56,20 @@ def test_the_newest_and_the_best_are_kept(run):
     assert not list(run.folder.rglob("*.tmp"))
 
 
+def test_of_scores_within_the_bound_the_later_wins(run):
+    run.margin = 1.1
+    for step, mwql in ((1, 0.9), (2, 0.8), (3, 0.86), (4, 0.95)):
+        run.save(step, mwql)
+    assert checkpoint.best(run.folder) == run.folder / "checkpoints" / "step-00000003"
+    for step in (5, 6, 7):
+        run.save(step, None)
+    assert run.steps() == [3, 6, 7]
+    run.save(8, 0.879)  # the bound stays that of step 2, though its checkpoint is gone
+    assert checkpoint.best(run.folder) == run.folder / "checkpoints" / "step-00000008"
+    run.save(9, 0.881)
+    assert checkpoint.best(run.folder) == run.folder / "checkpoints" / "step-00000008"
+
+
 def test_of_equal_scores_the_later_wins(run):
     for step, mwql in ((1, 0.5), (2, 0.5), (3, 0.6), (4, 0.6)):
         run.save(step, mwql)
@@ -59,7 +77,8 @@ def test_of_equal_scores_the_later_wins(run):
 
 
 def test_scores_on_other_windows_do_not_compete(run):
-    for step, mwql, tasks in ((1, 0.5, "old"), (2, 0.6, "old"), (3, 0.9, "new"), (4, 0.8, "new")):
+    for step, mwql, tasks in ((1, 0.5, "old"), (2, 0.6, "old"), (3, 0.9, "new"), (4, 0.8, "new"), (5, 0.85, "new")):
+        run.best = math.inf if step == 3 else run.best
         run.save(step, mwql, tasks)
     assert checkpoint.best(run.folder) == run.folder / "checkpoints" / "step-00000004"
     assert checkpoint.best(run.folder, "elsewhere") is None
@@ -84,7 +103,7 @@ def test_a_score_that_is_no_number_never_wins_and_is_null(run, broken):
     for folder in (good, run.save(3, broken)):
         text = (folder / "meta.json").read_text()
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert json.loads(text)["validation"] == {"mase": 1.0, "mwql": None, "tasks": "windows"}
+    assert json.loads(text)["validation"] == {"mase": 1.0, "mwql": None, "best": 3.0, "bound": 3.0, "tasks": "windows"}
     assert checkpoint.best(run.folder) == good
 
 
@@ -98,7 +117,7 @@ def test_a_model_is_loaded_from_the_best_or_the_last(run):
         assert (meta["step"], meta["points"]) == (step, 100 * step)
     assert checkpoint.load_model(run.folder)[1]["step"] == 20
     best, last = (checkpoint.load_model(run.folder, which)[1] for which in ("best", "last"))
-    assert checkpoint.describe(run.folder, best) == "step 20 of 40,000 (best validation MWQL 0.912)"
+    assert checkpoint.describe(run.folder, best) == "step 20 of 40,000 (chosen by validation, MWQL 0.912)"
     assert checkpoint.describe(run.folder, last) == "step 40 of 40,000"
     with pytest.raises(ValueError, match="'newest' must be best or last"):
         checkpoint.load_model(run.folder, "newest")

@@ -96,7 +96,7 @@ def test_the_run_exports_and_reports_the_best(train, corpus):
     assert meta["step"] == 6
     training = json.loads((folder / "export" / "training.json").read_text())
     assert (training["steps"], training["points"]) == (6, meta["points"])
-    said = f"step 6 of 12 (best validation MWQL {meta['validation']['mwql']:.3f})"
+    said = f"step 6 of 12 (chosen by validation, MWQL {meta['validation']['mwql']:.3f})"
     assert said in (folder / "export" / "README.md").read_text()
     assert said in (folder / "report.html").read_text()
     assert f"{meta['points']:,}" in (folder / "report.html").read_text()
@@ -143,23 +143,23 @@ def test_a_score_that_does_not_exist_is_no_improvement_and_an_equal_one_is(tmp_p
     callback = Validation(TaskSet.open(TasksConfig(path=str(tmp_path / "flat"), context=256)))
     validate(callback, m)
     assert np.isnan(callback.scores_at(1)["mwql"])
-    assert not callback.improved
+    assert not callback.chosen
     assert callback.summary == "val nan"
     callback = Validation(callback.tasks, best=0.9)
     validate(callback, m)
-    assert (callback.improved, callback.best) == (False, 0.9)
+    assert (callback.chosen, callback.best) == (False, 0.9)
 
     moving = [Series(np.arange(400, dtype=np.float32)[None] % 30, source="saw", item_id="a", **kind)]
     write_shards(tmp_path / "moving", moving, {"test": True})
     callback = Validation(TaskSet.open(TasksConfig(path=str(tmp_path / "moving"), context=256)))
     for _ in range(2):  # of two equal checkpoints the later is taken
         validate(callback, m)
-        assert callback.improved
+        assert callback.chosen
     assert callback.scores_at(1) is callback.scores
     assert callback.scores_at(2) is None
     callback = Validation(callback.tasks, best=callback.best / 2)
     validate(callback, m)
-    assert not callback.improved
+    assert not callback.chosen
 
 
 def training_module() -> TrainingModule:
@@ -192,7 +192,7 @@ def on_a_rank(rank: int, world: int, folder: Path, tasks: TaskSet) -> None:
     np.savez(folder / f"{rank}.npz", windows=windows, **vars(scores.model))
     callback = Validation(tasks)
     validate(callback, m, rank, world)
-    (folder / f"{rank}.json").write_text(json.dumps([callback.scores, callback.improved]))
+    (folder / f"{rank}.json").write_text(json.dumps([callback.scores, callback.chosen]))
     dist.barrier()
     dist.destroy_process_group()
 

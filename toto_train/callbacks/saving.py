@@ -1,4 +1,4 @@
-"""Checkpoints every so many steps, at a new best validation, at the end, and when a signal asks the run to stop."""
+"""Checkpoints every so many steps, where validation chooses one, at the end, and when a signal asks the run to stop."""
 
 from __future__ import annotations
 
@@ -38,20 +38,11 @@ class Saving(pl.Callback):
         step, c = module.position.step, module.config
         if not module.whole_step(batch_idx):
             return
-        scores = self.validation.scores_at(step)
-        new_best = scores is not None and self.validation.improved
-        if self.signal or new_best or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
+        record = self.validation.record if self.validation.scores_at(step) is not None else None
+        chosen = record is not None and self.validation.chosen
+        if self.signal or chosen or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
-                checkpoint.save(
-                    self.run,
-                    c,
-                    module.model,
-                    module.optimizer,
-                    module.position,
-                    self.fingerprint,
-                    scores,
-                    self.validation.fingerprint,
-                )
+                checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint, record)
         trainer.should_stop = trainer.should_stop or bool(self.signal)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -20,21 +20,29 @@ from toto_train.module import TrainingModule
 
 log = logging.getLogger(__name__)
 
+DRAWS = 200
+"""Bootstrap draws: enough for a standard error."""
+
 
 class Validation(pl.Callback):
     """Every `validate_every` steps and at the end: MWQL and MASE over Seasonal Naive's, geometric mean of sources.
 
     Each rank scores its share of the windows and ends with the scores of all. Callbacks that use them come later.
+
+    A checkpoint is chosen unless its MWQL lies more than one standard error above the lowest so far (Breiman et al.
+    1984): a small task set cannot tell closer ones apart, and of those the later has trained longer. Measured: the
+    lowest score alone took the quickstart's step 750 of 1,200, whose held-out MWQL was 13 % above the last step's.
     """
 
-    def __init__(self, tasks: TaskSet | None, best: float = math.inf):
-        """tasks: None never validates. best: lowest MWQL of the run so far."""
+    def __init__(self, tasks: TaskSet | None, best: float = math.inf, bound: float | None = None):
+        """tasks: None never validates. best, bound: lowest MWQL of the run so far, and that plus a standard error."""
         self.tasks, self.best = tasks, best
+        self.bound = best if bound is None else bound
         self.scores: dict[str, float] = {}
         """Newest scores, those of `step`."""
         self.step = -1
-        self.improved = False
-        """Whether the newest MWQL is the best so far; so is its equal, of two checkpoints the later is taken."""
+        self.chosen = False
+        """Whether the newest is within the bound."""
         self.baseline: Sums | None = None
         self.fingerprint = tasks.fingerprint if tasks is not None else ""
 
@@ -54,7 +62,7 @@ class Validation(pl.Callback):
                 Forecaster(module.model, module.device),
                 self.tasks,
                 baseline=self.baseline,
-                draws=0,
+                draws=DRAWS,
                 rank=trainer.global_rank,
                 world=trainer.world_size,
                 gather=partial(sum_over_ranks, device=module.device) if trainer.world_size > 1 else None,
@@ -62,13 +70,21 @@ class Validation(pl.Callback):
             module.model.train(training)
         self.baseline = scores.baseline
         self.step, self.scores = step, {name: interval.value for name, interval in scores.overall.items()}
-        mwql = self.scores["mwql"]
-        self.improved = math.isfinite(mwql) and mwql <= self.best
-        self.best = mwql if self.improved else self.best
+        found = scores.overall["mwql"]
+        if found.value <= self.best:
+            # half the 95 % interval is 1.96 standard errors; a ratio's are those of its logarithm
+            width = math.log(found.high / found.low) if math.isfinite(found.high) and found.low > 0 else 0.0
+            self.best, self.bound = found.value, found.value * math.exp(width / 2 / 1.96)
+        self.chosen = math.isfinite(found.value) and found.value <= self.bound
         if trainer.is_global_zero:
             text = ", ".join(f"{name} {value:.3f}" for name, value in self.scores.items())
             seconds = time.perf_counter() - begin
             log.info("step %d: validation relative to Seasonal Naive: %s (%.1f s)", step, text, seconds)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint of this step keeps, so that the choice follows from the files."""
+        return {**self.scores, "best": self.best, "bound": self.bound, "tasks": self.fingerprint}
 
     def scores_at(self, step: int) -> dict[str, float] | None:
         """Scores of exactly this step; None where it was not validated."""

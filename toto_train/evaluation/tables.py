@@ -106,8 +106,8 @@ def breakdown(everyone: Mapping[str, Scores]) -> str:
     return (
         '<h3>By kind of task</h3><div class="card scroll"><table class="breakdown"><thead>'
         f"<tr><th></th><th></th><th></th>{over}</tr><tr><th></th><th>tasks</th><th>windows</th>{columns}</tr></thead>"
-        f'{"".join(body)}</table></div><p class="note">Relative to Seasonal Naive, geometric mean over the tasks of a '
-        "row.</p>"
+        f'{"".join(body)}</table></div><p class="note">Relative to Seasonal Naive, averaged like the overall '
+        "score.</p>"
     )
 
 
