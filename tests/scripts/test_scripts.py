@@ -152,7 +152,7 @@ def test_export_takes_the_best_checkpoint_as_the_run_did_or_the_last(small_job, 
         assert done.returncode == 0, done.stderr
         assert f"exported step {6 if which == 'best' else 12} of" in done.stdout
         exported[which] = hub.load_pretrained(tmp_path / which)
-    assert "step 6 of 12 (best validation MWQL" in (tmp_path / "best" / "README.md").read_text()
+    assert "step 6 of 12 (chosen by validation, MWQL" in (tmp_path / "best" / "README.md").read_text()
     assert "step 12 of 12" in (tmp_path / "last" / "README.md").read_text()
     for (name, a), b, c in zip(
         exported["run"].named_parameters(), *(exported[w].parameters() for w in ("best", "last")), strict=True
