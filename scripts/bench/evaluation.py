@@ -187,7 +187,7 @@ def measure(quick: bool) -> list[Row]:
         metrics(32, 50 if quick else 500),
         *memory(112, 200_000),
         padding(200 if quick else 2000),
-        around_the_model(*(10, 10) if quick else (50, 20)),
+        around_the_model(*(25, 20) if quick else (50, 20)),
     ]
 
 
