@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,11 +27,11 @@ from toto_train.config import Config, ConfigError, RunStopped, TasksConfig, to_y
 from toto_train.data.loader import RowDataModule
 from toto_train.data.order import Order
 from toto_train.evaluation import output
-from toto_train.evaluation.job import progress_bar
-from toto_train.evaluation.output import write_text
+from toto_train.evaluation.job import pick_device, progress_bar
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
+from toto_train.files import write_text
 from toto_train.forecast import Forecaster
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
@@ -52,7 +51,7 @@ def run(config: Config) -> None:
         sys.stdout.write(f"{plan.describe(config)}\n{describe_data(config)}\n")
         return
     # everything that can be wrong is found before a folder is touched
-    device = pick_device(config)
+    device = pick_device(config.parallel.device, "parallel.device")
     data = RowDataModule(config)
     fingerprint = data.order.fingerprint
     validation = open_tasks(config, "validation", data.order) if config.validate_every else None
@@ -97,13 +96,6 @@ def open_tasks(config: Config, key: str, order: Order) -> TaskSet:
     return tasks
 
 
-def pick_device(config: Config) -> str:
-    if config.parallel.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(["parallel.device='cuda', but torch sees no CUDA device; use parallel.device=cpu"])
-    wanted = config.parallel.device
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
 @contextmanager
 def open_folder(config: Config) -> Iterator[Path]:
     """The run folder, made or (fresh=true) emptied of what runs leave, and held against a second run."""
@@ -137,7 +129,7 @@ def open_folder(config: Config) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or the start of one."""
     if not (folder / "config.yaml").is_file():
-        return all(p.name == ".lock" for p in folder.iterdir())
+        return all(p.name in (".lock", ".config.yaml.tmp") for p in folder.iterdir())
     tree = OmegaConf.load(folder / "config.yaml")
     return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
 

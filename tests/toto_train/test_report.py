@@ -191,7 +191,7 @@ def test_metrics_tolerate_gaps(tmp_path):
 
 def test_a_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     path = write_report(tmp_path, "first", {})
-    monkeypatch.setattr(pages.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path, "second", {})
     assert "first" in path.read_text()

@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from data_pipelines.build import TableOptions
 from toto_train import checkpoint, hub
-from toto_train.config import TasksConfig
+from toto_train.config import ConfigError, TasksConfig
 from toto_train.evaluation import cache, peers, reference, rows
-from toto_train.evaluation.output import largest_difference, side_by_side, table, write, write_text
+from toto_train.evaluation.output import largest_difference, side_by_side, table, write
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, draw_examples, evaluate
-from toto_train.evaluation.tasks import TaskSet
+from toto_train.evaluation.tasks import TERMS, TaskSet
+from toto_train.files import write_text
 from toto_train.forecast import Forecaster
 from toto_train.model.toto import Toto
 
@@ -64,8 +65,11 @@ def run(job: Job) -> Scores:
     """Score; everything is in `job.out` afterwards. A killed evaluation is gone on with by the same call."""
     if job.engine not in ENGINES:
         raise ValueError(f"engine={job.engine!r} must be one of {', '.join(ENGINES)}")
+    if wrong := [term for term in job.tasks.terms if term not in TERMS]:
+        raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
     peers.check(job.baselines)
-    device = _device(job.device)
+    _check_out(job.out)
+    device = pick_device(job.device)
     model, about, trained = load(job.model, job.checkpoint)
     beside = cache.cache_folder(job.tasks.path, job.cache)
     config = dataclasses.replace(job.tasks, path=str(cache.as_shards(job.tasks.path, job.source, beside)))
@@ -119,8 +123,9 @@ def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskS
             "context": job.baseline_context,
             "fallbacks": made.fallbacks,
         }
-    scores, others = side_by_side(scores, others)
-    write(job.out, scores, naive, others, notes)
+    if notes:
+        scores, others = side_by_side(scores, others)
+        write(job.out, scores, naive, others, notes)
     facts = {k: str(v) for k, v in about.items()}
     facts |= {"task set": job.tasks.path, "context": _span(tasks.windows["context"]), "groups": tasks.config.groups}
     if job.tasks.limit:
@@ -175,12 +180,17 @@ def weights_hash(model: Toto) -> str:
     return digest.hexdigest()
 
 
+def _check_out(out: Path) -> None:
+    begun = (".lock", f".{REQUEST}.tmp")  # all that a killed start leaves
+    if out.exists() and not (out / REQUEST).is_file() and any(p.name not in begun for p in out.iterdir()):
+        raise ValueError(f"out={out} is not empty and no evaluation folder; choose another out=")
+
+
 @contextmanager
 def _open_out(out: Path, about: dict[str, Any], request: dict[str, Any], replace: bool) -> Iterator[None]:
     """The output folder for this request, held against a second process; another request's goes only when asked."""
+    _check_out(out)
     file = out / REQUEST
-    if out.exists() and not file.is_file() and any(p.name != ".lock" for p in out.iterdir()):
-        raise ValueError(f"out={out} is not empty and no evaluation folder; choose another out=")
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -207,11 +217,12 @@ def _span(steps: np.ndarray) -> str:
     return f"{high:,} steps" if low == high else f"{low:,} to {high:,} steps"
 
 
-def _device(wanted: str) -> str:
+def pick_device(wanted: str, key: str = "device") -> str:
+    """'cpu' or 'cuda' for auto, cpu or cuda. Raises ConfigError naming the setting `key`."""
     if wanted not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device={wanted!r} must be one of auto, cpu, cuda")
+        raise ConfigError([f"{key}={wanted!r} must be one of auto, cpu, cuda"])
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no CUDA device; use device=cpu")
+        raise ConfigError([f"{key}='cuda', but torch sees no CUDA device; use {key}=cpu"])
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ import numpy as np
 from toto_train.evaluation import cache, rows
 from toto_train.evaluation.metrics import METRICS
 from toto_train.evaluation.score import Scores, without_nan
+from toto_train.files import write_text
 
 
 def side_by_side(scores: Scores, others: dict[str, Scores]) -> tuple[Scores, dict[str, Scores]]:
     """The same forecasters, their overall scores over the tasks where every one of them has a ratio."""
+    if not others:
+        return scores, others
     everyone = [scores, *others.values()]
     leave_out = {m: {task for each in everyone for task in each.overall[m].excluded} for m in METRICS}
 
@@ -97,10 +99,3 @@ def table(scores: Scores, others: Mapping[str, Scores] | None = None) -> str:
         if excluded := scores.overall[metric].excluded:
             lines.append(f"overall {name} leaves out {len(excluded)} tasks without a ratio: {', '.join(excluded)}")
     return "\n".join(lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary name, so that a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

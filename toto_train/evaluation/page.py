@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+
+from toto_train.files import write_text
 
 COLOURS = 8
 """--c1 ... --c8 of report.css tell forecasters or runs apart."""
@@ -38,16 +38,7 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> Path:
         f'content="light dark"><title>{escape(title)}</title><style>{style}</style></head>\n'
         f"<body><main>{body}</main>{script}</body></html>\n"
     )
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    return write_text(path, text)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 
 from toto_train.evaluation.baselines import LEVELS
 from toto_train.evaluation.metrics import Sums
+from toto_train.files import whole
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,8 @@ def from_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, Sums, np.ndarray]:
 
 def write(path: Path, frame: pd.DataFrame) -> Path:
     """Parquet, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    frame.to_parquet(temporary, index=False, compression="zstd")
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
     return path
 
 
@@ -111,11 +110,9 @@ class Parts:
         """Write what is new."""
         if self.folder is not None and self._new:
             at = np.concatenate(self._new)
-            name = f"{int(at.min()):09d}-{len(at)}"
-            temporary = self.folder / f".{name}.tmp"
-            with temporary.open("wb") as file:
+            part = self.folder / f"{int(at.min()):09d}-{len(at)}.npz"
+            with whole(part) as temporary, temporary.open("wb") as file:
                 np.savez(file, indices=at, **{n: array[at] for n, array in self.arrays.items()})
-            os.replace(temporary, self.folder / f"{name}.npz")
             self._new = []
         self._last = time.monotonic()
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ class Scores:
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """One row a task with scored windows: what it is, counts, raw, baseline and relative scores, coverage."""
+        return self._tasks
+
+    @cached_property
+    def _tasks(self) -> dict[str, dict[str, Any]]:
         rows = {}
         for name, member in self.members.items():
             windows, first = member.windows, self.table.iloc[member.windows[0]]
