@@ -313,6 +313,7 @@ def test_rows_return_from_parquet_as_they_were(tasks, tmp_path):
     table, sums, seconds = rows.from_frame(rows.read(file))
     again = Scores(table, sums, scores.baseline, seconds)
     assert again.to_dict() == scores.to_dict()
+    pd.testing.assert_frame_equal(rows.to_frame(table, sums, seconds), rows.read(file), check_exact=True)
     frame = pd.read_parquet(file)
     assert frame.loc[frame["points"] > 0, "mwql"].mul(frame["absolute"]).sum() == pytest.approx(
         scores.model.quantile_loss.mean(1).sum()

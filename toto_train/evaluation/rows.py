@@ -45,7 +45,8 @@ def from_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, Sums, np.ndarray]:
     """Inverse of `to_frame`."""
     sums = {name: frame[name].to_numpy(np.float64) for name in _PLAIN}
     for wide in ("quantile_loss", "below"):
-        sums[wide] = frame[[f"{wide}_{level}" for level in _SHORT]].to_numpy(np.float64)
+        # rows side by side in memory, as they were: the order of a sum decides its last digit
+        sums[wide] = np.ascontiguousarray(frame[[f"{wide}_{level}" for level in _SHORT]].to_numpy(np.float64))
     return frame[list(KEYS)].reset_index(drop=True), Sums(**sums), frame["seconds"].to_numpy(np.float64)
 
 
