@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from toto_train.model.scaler import scale_patches, to_patches
 from toto_train.model.toto import QUANTILES, Prediction
@@ -75,30 +77,49 @@ def labels_and_weights(
 
     No weight where the label is missing, where nothing visible was observed at or before the position, or where the
     position itself is empty (nothing observed, nothing masked out): it is attended by nothing and sees nothing.
+    loc, scale [B, V, P or P-1].
     """
-    following = to_patches(target, patch_size)[..., 1:, :]
-    z = scale_patches(following, loc[..., :-1], scale[..., :-1]).clamp(-clamp, clamp)
-    known = to_patches(target_mask, patch_size)[..., 1:, :]
+    positions = target.shape[-1] // patch_size - 1
     observed = to_patches(target_mask, patch_size)
-    shown, alive = observed.any(-1), observed.any(-1)
+    shown = alive = observed[..., :-1, :].any(-1)
     if cpm_mask is not None:
-        hidden = ~to_patches(cpm_mask, patch_size)
-        shown, alive = (observed & ~hidden).any(-1), alive | hidden.any(-1)
-    position = (shown.cummax(-1).values & alive)[..., :-1]
-    return z, known & position.unsqueeze(-1)
+        hidden = ~to_patches(cpm_mask, patch_size)[..., :-1, :]
+        shown, alive = (observed[..., :-1, :] & ~hidden).any(-1), alive | hidden.any(-1)
+    weight = observed[..., 1:, :] & (shown.cummax(-1).values & alive).unsqueeze(-1)
+    following = to_patches(target, patch_size)[..., 1:, :]
+    z = scale_patches(following, loc[..., :positions], scale[..., :positions]).clamp(-clamp, clamp)
+    return torch.where(weight, z, 0.0), weight
 
 
 @lru_cache
-def _levels(device: torch.device, dtype: torch.dtype) -> Tensor:
+def _levels(device: torch.device) -> Tensor:
     """The quantile levels where they are used; copied to an accelerator once, not in every step."""
-    return torch.tensor(QUANTILES, dtype=dtype, device=device)
+    return torch.tensor(QUANTILES, device=device)
 
 
-def pinball(prediction: Tensor, label: Tensor) -> Tensor:
-    """max(tau e, (tau - 1) e), e = label - prediction; prediction [..., 9], label [...] -> [..., 9]."""
-    levels = _levels(prediction.device, prediction.dtype)
-    error = label.unsqueeze(-1) - prediction
-    return torch.maximum(levels * error, (levels - 1) * error)
+class _Pinball(torch.autograd.Function):
+    """Sum over labels of weight times mean over levels of max(tau e, (tau - 1) e), e = label - z.
+
+    That is e (tau - [e < 0]), linear in z on each side of 0: its gradient is known with the loss and kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        error = label.unsqueeze(-1) - z
+        slope = torch.add(error < 0, _levels(z.device), alpha=-1).mul_((weight / len(QUANTILES)).unsqueeze(-1))
+        ctx.save_for_backward(slope)
+        return error.mul_(slope).sum().neg_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return slope * grad, None, None
+
+
+def pinball(z: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sum of pinball losses, means over levels; z [..., 9], label and weight [...] -> scalar float32."""
+    return _Pinball.apply(z, label, weight)
 
 
 def loss_sum(
@@ -111,8 +132,8 @@ def loss_sum(
 ) -> tuple[Tensor, Tensor]:
     """(sum over weighted labels of the mean pinball loss over levels, sum of weights); both scalars, float32.
 
-    Sums, so that accumulation and ranks divide once by the weight of the whole batch.
+    Sums, so that accumulation and ranks divide once by the weight of the whole batch. A prediction for the last
+    position, which has no label, may be there or not.
     """
     label, weight = labels_and_weights(target, target_mask, cpm_mask, *prediction[1:], patch_size, clamp)
-    per_label = pinball(prediction.z[..., :-1, :, :], torch.where(weight, label, 0.0)).mean(-1)
-    return (per_label * weight).sum(), weight.sum().float()
+    return pinball(prediction.z[..., : label.shape[-2], :, :], label, weight), weight.sum().float()

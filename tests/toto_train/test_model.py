@@ -106,20 +106,81 @@ def test_same_weights_give_the_official_quantiles(name, gaps, cpm, several):
     assert relative(ours.loc, theirs.loc) <= 1e-5
     assert relative(ours.scale, theirs.scale) <= 1e-5
     assert relative(ours.z, theirs.z) <= 1e-5
+    assert relative(model(x, mask, visible, ids, labelled=True).z, theirs.z[:, :, :-1]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["nano", "tiny"])
-def test_gradients_are_the_official_ones(name):
+@pytest.fixture
+def steps_of_the_official_run():
+    """Tell the official modules of how many row batches a step consists; afterwards one again."""
+    unit = pytest.importorskip("dd_unit_scaling", reason="the official package is installed by make test")
+
+    def tell(accumulation: int, world: int) -> None:
+        unit.set_grad_accumulation_steps(accumulation)
+        unit.init_world_size_cache(world)
+
+    yield tell
+    tell(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulation", "world", "everything"),
+    [
+        ("nano", 1, 1, False),
+        ("nano", 4, 1, True),
+        ("nano", 1, 8, True),
+        ("tiny", 1, 1, True),
+        ("tiny", 4, 8, True),
+        ("small", 1, 1, True),
+    ],
+)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_gradients_are_the_official_ones(steps_of_the_official_run, name, accumulation, world, everything, labelled):
+    steps_of_the_official_run(accumulation, world)
     model = random_model(name).train()
+    set_replicas(model, accumulation * world)
     peer = official(model).train()
-    x, mask, visible, ids = batch(12 * PATCH, True, True, True)
-    for predicted in (model(x, mask, visible, ids), official_prediction(peer, x, mask, visible, ids)):
+    x, mask, visible, ids = batch(12 * PATCH, everything, everything, everything)
+    ours = model(x, mask, visible, ids, labelled=labelled)
+    for predicted in (ours, official_prediction(peer, x, mask, visible, ids)):
         loss, weight = loss_sum(predicted, x, mask, visible, PATCH, 20.0)
         (loss / weight).backward()
     names = hub.official_names(model.config)
     theirs = {n: p.grad for n, p in peer.named_parameters()}
     errors = {n: relative(p.grad, theirs[names[n]]) for n, p in model.named_parameters()}
     assert max(errors.values()) <= 1e-4, errors
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradients_do_not_depend_on_how_the_global_batch_is_split(parts):
+    """By ranks or by accumulation: both are replicas, whose losses are summed and divided once."""
+    batches = [batch(8 * PATCH, True, True, True, seed) for seed in range(2)]
+    whole = [torch.cat(tensors) for tensors in zip(*batches, strict=True)]  # 4 rows
+    gradients = []
+    for count in (1, parts):
+        model = random_model("nano").train()
+        set_replicas(model, count)
+        total = torch.zeros(())
+        for part in zip(*(t.chunk(count) for t in whole), strict=True):
+            x, mask, visible, ids = part
+            loss, weight = loss_sum(model(x, mask, visible, ids, labelled=True), x, mask, visible, PATCH, 20.0)
+            loss.backward()
+            total += weight
+        gradients.append({n: p.grad / total for n, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert relative(gradients[1][name], expected) <= 1e-5 or expected.abs().max() < 1e-9, name
+
+
+@pytest.mark.parametrize("recompute", [1, 4])
+def test_recomputing_layers_changes_no_gradient(recompute):
+    gradients = []
+    for layers in (0, recompute):
+        model = random_model("nano").train()
+        model.recompute = layers
+        x, mask, visible, ids = batch(8 * PATCH, True, True, True)
+        loss, _ = loss_sum(model(x, mask, visible, ids), x, mask, visible, PATCH, 20.0)
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    assert all(torch.equal(gradients[1][n], g) for n, g in gradients[0].items())
 
 
 def test_replicas_scale_weight_gradients_by_their_root_and_nothing_else():

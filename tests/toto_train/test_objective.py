@@ -77,12 +77,17 @@ def test_masks_are_a_function_of_the_generator():
     assert not np.array_equal(a[0], a[2])
 
 
-def test_pinball_is_the_quantile_loss():
+def test_pinball_is_the_weighted_mean_of_quantile_losses_and_has_their_gradient():
     rng = np.random.default_rng(0)
-    y, q = rng.normal(size=50), rng.normal(size=(50, 9))
+    y, q, w = rng.normal(size=50), rng.normal(size=(50, 9)), rng.integers(0, 2, size=50)
     levels = np.array(QUANTILES)
-    expected = np.where(y[:, None] >= q, levels * (y[:, None] - q), (1 - levels) * (q - y[:, None]))
-    assert np.allclose(pinball(torch.tensor(q), torch.tensor(y)).numpy(), expected)
+    losses = np.where(y[:, None] >= q, levels * (y[:, None] - q), (1 - levels) * (q - y[:, None]))
+    slopes = np.where(y[:, None] >= q, -levels, 1 - levels)
+    z = torch.tensor(q, requires_grad=True)
+    loss = pinball(z, torch.tensor(y), torch.tensor(w).bool())
+    (3 * loss).backward()
+    assert np.isclose(loss.item(), (losses.mean(1) * w).sum())
+    assert np.allclose(z.grad.numpy(), 3 * slopes * w[:, None] / 9)
 
 
 def example(steps: int = 6 * PATCH):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from toto_train.config import ModelConfig
-from toto_train.model.attention import Attention, xpos_tables
-from toto_train.model.umup import ScaledLinear, residual_add, residual_split, residual_taus
+from toto_train.model.attention import Attention, KeyValueCache, xpos_table
+from toto_train.model.fused import gated_mlp, rms_norm
+from toto_train.model.umup import Residual, ScaledLinear, residual, residual_taus
 
 EMPTY = -1  # group id of a patch with nothing observed: only other empty patches see it
 
@@ -23,36 +24,43 @@ class MaskFlags(NamedTuple):
 
 
 class GatedMLP(nn.Module):
+    """x + down(gate * silu(up)) of rms_norm(x), the residual weighted by tau."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.eps = config.norm_eps
         self.up = ScaledLinear(config.d_model, 2 * config.d_ff, config.mlp_bias, constrained=False)
         self.down = ScaledLinear(config.d_ff, config.d_model, config.mlp_bias, constrained=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.up(x).chunk(2, dim=-1)
-        return self.down(gate * F.silu(up))
+    def forward(self, x: Tensor, residual: Residual, rows: int) -> Tensor:
+        up, down = self.up, self.down
+        return gated_mlp(
+            x, up.weight, up.bias, down.weight, down.bias, self.eps, up.factors(rows), down.factors(rows), residual
+        )
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), each residual weighted by its tau."""
+    """Pre-norm attention, then a pre-norm MLP, both with residuals."""
 
     def __init__(self, config: ModelConfig, over_time: bool, taus: tuple[float, float]):
         super().__init__()
-        self.over_time, self.eps = over_time, config.norm_eps
+        self.over_time = over_time
         self.attn_tau, self.mlp_tau = taus
         self.attn = Attention(config, over_time)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
-        branch, skip = residual_split(x, self.attn_tau)
-        x = residual_add(skip, self.attn(rms_norm(branch, self.eps), tables, mask), self.attn_tau)
-        branch, skip = residual_split(x, self.mlp_tau)
-        return residual_add(skip, self.mlp(rms_norm(branch, self.eps)), self.mlp_tau)
-
-
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis; no weight."""
-    return F.rms_norm(x, x.shape[-1:], eps=eps)
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor | None,
+        mask: Tensor | None,
+        rows: int,
+        cache: KeyValueCache | None = None,
+        last: int = 0,
+    ) -> Tensor:
+        """As `Attention.forward`."""
+        x = self.attn(x, table, mask, residual(self.attn_tau), rows, cache, last)
+        return self.mlp(x, residual(self.mlp_tau), rows)
 
 
 def over_time(config: ModelConfig, layer: int) -> bool:
@@ -79,31 +87,72 @@ def group_ids(series_ids: Tensor, target_mask: Tensor, cpm_mask: Tensor | None, 
     return torch.where(alive, series_ids.unsqueeze(-1), EMPTY)
 
 
-def time_mask(ids: Tensor) -> Tensor:
-    """Causal attention within equal group ids; ids [B, V, P] -> [B*V, 1, P, P]."""
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """[queries, keys] True = attends; the last query stands at the last key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def time_mask(ids: Tensor, queries: int) -> Tensor:
+    """Causal attention within equal group ids; ids [B, V, keys] -> [B*V, 1, queries, keys]."""
     ids = ids.flatten(0, 1)
-    causal = torch.ones(ids.shape[-1], ids.shape[-1], dtype=torch.bool, device=ids.device).tril()
-    return ((ids.unsqueeze(-1) == ids.unsqueeze(-2)) & causal).unsqueeze(1)
+    causal = causal_mask(queries, ids.shape[-1], ids.device)
+    return ((ids[:, -queries:, None] == ids[:, None, :]) & causal).unsqueeze(1)
 
 
 def variate_mask(ids: Tensor) -> Tensor:
-    """Attention between variates of one group at one patch; ids [B, V, P] -> [B*P, 1, V, V]."""
-    ids = ids.transpose(1, 2).flatten(0, 1)
-    return (ids.unsqueeze(-1) == ids.unsqueeze(-2)).unsqueeze(1)
+    """Attention between variates of one group at one patch; ids [B, V, P] -> [B, P, V, V]."""
+    ids = ids.transpose(1, 2)
+    return ids.unsqueeze(-1) == ids.unsqueeze(-2)
 
 
-def decode(layers: nn.ModuleList, x: Tensor, ids: Tensor, flags: MaskFlags, config: ModelConfig) -> Tensor:
-    """Run the stack over patch embeddings x [B, V, P, D] with group ids [B, V, P]."""
-    batch, variates, patches, _ = x.shape
-    positions = torch.arange(patches, device=x.device)
-    tables = xpos_tables(positions, config.head_dim // 2, centre=patches // 2)
-    across_time = time_mask(ids) if flags.empty_patches else None
-    across_variates = variate_mask(ids) if flags.empty_patches or flags.several_series else None
-    for layer in layers:
+class Masks(NamedTuple):
+    """Of `time_mask` or `causal_mask`, and of `variate_mask`; None is plain causal and full attention."""
+
+    time: Tensor | None
+    variates: Tensor | None
+
+
+def make_masks(ids: Tensor | None, flags: MaskFlags) -> Masks:
+    """Those a batch needs; group ids [B, V, P] may be None where no flag is set."""
+    if ids is None:
+        return Masks(None, None)
+    return Masks(time_mask(ids, ids.shape[-1]) if flags.empty_patches else None, variate_mask(ids))
+
+
+def decode(
+    layers: nn.ModuleList,
+    x: Tensor,
+    masks: Masks,
+    config: ModelConfig,
+    rows: int,
+    recompute: int = 0,
+    caches: list[KeyValueCache] | None = None,
+    last: int = 0,
+) -> Tensor:
+    """Run the stack over patch embeddings x [B, V, P, D]; only their last positions, where last is given.
+
+    rows: nominal number of patches (see `ScaledLinear.factors`). recompute: so many layers, from the first, keep
+    nothing for the backward but their input. caches: of the time layers; x goes on behind what they hold.
+    """
+    patches, start = x.shape[2], caches[0].length if caches else 0
+    table = xpos_table(start, patches, patches // 2, config.head_dim // 2, x.device)
+    last_over_time = [i for i in range(len(layers)) if over_time(config, i)][-1]
+    cached, by_time = iter(caches or ()), True
+    for i, layer in enumerate(layers):
         assert isinstance(layer, Layer)
-        if layer.over_time:
-            x = layer(x.flatten(0, 1), tables, across_time).unflatten(0, (batch, variates))
+        if layer.over_time != by_time:  # [B, V, P, D] <-> [B, P, V, D]
+            x, by_time = x.transpose(1, 2).contiguous(), not by_time
+        mask, wanted = masks.time, 0
+        if not by_time:
+            mask = None if masks.variates is None else masks.variates[:, -x.shape[1] :].flatten(0, 1).unsqueeze(1)
+        elif last and i == last_over_time:  # what follows attends within positions
+            mask = causal_mask(last, start + patches, x.device) if mask is None else mask[..., -last:, :]
+            wanted = last
+        inputs = x.flatten(0, 1), table if by_time else None, mask, rows
+        if i < recompute and torch.is_grad_enabled():
+            out = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
-            x = x.transpose(1, 2).flatten(0, 1)
-            x = layer(x, None, across_variates).unflatten(0, (batch, patches)).transpose(1, 2)
-    return rms_norm(x, config.norm_eps)
+            out = layer(*inputs, next(cached, None) if by_time else None, wanted)
+        x = out.unflatten(0, x.shape[:2])
+    x = rms_norm(x, config.norm_eps)
+    return x if by_time else x.transpose(1, 2)
