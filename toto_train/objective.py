@@ -21,8 +21,9 @@ def patch_mask(
 
     observed [V, P] bool: patches with any observed value; series_ids [V]. Per series one span length c ~ U{1..max_span}
     and one rate p ~ U(0, max_rate); spans of c patches at random starts, the last one cut so that round(p * P') of the
-    series' P' patches are hidden, P' counted from its first observed patch. That patch stays visible. Variates of
-    a series share their spans: at inference a whole series' future is hidden, so a variate must not peek at a sibling.
+    series' P' patches are hidden, P' counted from its first to its last observed patch. The first stays visible.
+    Variates of a series share their spans: at inference a whole series' future is hidden, so a variate must not peek
+    at a sibling.
     """
     patches = observed.shape[1]
     ids, member = np.unique(series_ids, return_inverse=True)
@@ -34,9 +35,9 @@ def patch_mask(
     hidden = np.zeros((len(ids), patches), dtype=bool)
     for i in np.flatnonzero(seen.any(axis=1)).tolist():
         after = int(seen[i].argmax()) + 1
-        free = patches - after
+        free = patches - int(seen[i, ::-1].argmax()) - after
         count = min(round(rates[i] * (free + 1)), free)
-        hidden[i, after:] = _spans(orders[i].tolist(), free, spans[i], count)
+        hidden[i, after : after + free] = _spans(orders[i].tolist(), free, spans[i], count)
     visible = ~hidden[member]
     # a variate that starts later than its siblings keeps its own first patch
     started = np.flatnonzero(observed.any(axis=1))

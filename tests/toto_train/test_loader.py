@@ -14,6 +14,8 @@ from data_pipelines.shards import write_shards
 from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig, ScheduleConfig
 from toto_train.data.loader import RowDataModule, RowDataset, RowLoader
 from toto_train.data.rows import Rows
+from toto_train.model.decoder import group_ids
+from toto_train.model.toto import mask_flags
 
 STEPS, GLOBAL = 5, 8
 
@@ -79,9 +81,8 @@ def test_a_stream_is_all_rows_in_order(folder):
 
 def test_what_the_host_must_know_comes_plain(folder):
     for batch in stream(config(folder)):
-        empty = ~batch["target_mask"].unflatten(-1, (-1, 16)).any(-1)
-        ids = batch["series_ids"]
-        assert batch["flags"] == (bool(empty.any()), bool((ids != ids[:, :1]).any()))
+        ids = group_ids(batch["series_ids"], batch["target_mask"], batch["cpm_mask"], 16)
+        assert batch["flags"] == mask_flags(ids)
         assert batch["points"] == int(batch["target_mask"].sum())
         assert all(type(v) is bool for v in batch["flags"])
 

@@ -6,8 +6,8 @@ import torch
 
 from toto_train import hub
 from toto_train.config import Config, ModelConfig
-from toto_train.model.decoder import MaskFlags
-from toto_train.model.toto import Prediction, Toto
+from toto_train.model.decoder import MaskFlags, group_ids
+from toto_train.model.toto import Prediction, Toto, mask_flags
 from toto_train.model.umup import set_replicas
 from toto_train.objective import loss_sum, patch_mask
 from toto_train.plan import plan
@@ -243,9 +243,23 @@ def test_flags_save_masks_without_changing_the_output():
     model = random_model("nano").eval()
     x, mask, visible, ids = batch(8 * PATCH, False, True, False)
     with torch.no_grad():
-        plain = model(x, mask, visible, ids, MaskFlags(empty_patches=False, several_series=False))
-        masked = model(x, mask, visible, ids, MaskFlags(empty_patches=True, several_series=True))
+        plain = model(x, mask, visible, ids, MaskFlags(time=False, variates=False))
+        masked = model(x, mask, visible, ids, MaskFlags(time=True, variates=True))
     torch.testing.assert_close(plain.z, masked.z, rtol=1e-4, atol=1e-5)
+
+
+def test_empty_patches_at_the_end_need_no_time_mask():
+    model = random_model("nano").eval()
+    x, mask, visible, ids = batch(8 * PATCH, False, True, True)
+    mask[0, :4, 5 * PATCH :] = False  # two series that end early
+    mask[1, 3] = False
+    x, visible = torch.where(mask, x, 0.0), visible | ~mask
+    alive = mask.unflatten(-1, (-1, PATCH)).any(-1)
+    assert mask_flags(group_ids(ids, mask, visible, PATCH)) == MaskFlags(time=False, variates=True)
+    with torch.no_grad():
+        bare = model(x, mask, visible, ids, MaskFlags(time=False, variates=True))
+        masked = model(x, mask, visible, ids, MaskFlags())
+    torch.testing.assert_close(bare.z[alive], masked.z[alive], rtol=1e-4, atol=1e-5)
 
 
 def test_initialisation_depends_on_seed_and_name_alone():

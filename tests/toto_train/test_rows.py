@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_pipelines.series import Series
 from data_pipelines.shards import write_shards
 from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig
 from toto_train.data.rows import Rows
+from toto_train.model.decoder import group_ids
+from toto_train.model.toto import mask_flags
 
 LENGTH, VARIATES, PATCH = 128, 8, 16
 
@@ -55,7 +58,8 @@ def test_rows_hold_their_windows(folder):
         for k, (i, start, steps) in enumerate(spec.windows):
             values = shards.values(source, i)[:, start : start + steps]
             expected = np.full((len(values), LENGTH), np.nan, np.float32)
-            expected[:, LENGTH - steps :] = values  # shorter series are padded on the left
+            first = -steps % PATCH  # shorter series end with a whole patch, as early as they can
+            expected[:, first : first + steps] = values
             here = slice(top, top + len(values))
             np.testing.assert_array_equal(batch["target_mask"][n, here], np.isfinite(expected))
             np.testing.assert_array_equal(batch["target"][n, here], np.nan_to_num(expected, posinf=0))
@@ -68,6 +72,27 @@ def test_rows_hold_their_windows(folder):
         assert not batch["target_mask"][n, top:].any()
         assert not batch["target"][n, top:].any()
     assert len(seen) >= 8, "every width, padded and not"
+
+
+def test_flags_ask_for_the_masks_that_the_model_would(tmp_path):
+    """Short windows stand first in their rows: only holes of a patch or more need a mask over time."""
+    rng, cases = np.random.default_rng(0), {"whole": (8, 128), "short": (8, 40), "holes": (8, 128), "narrow": (3, 40)}
+    for source, (variates, length) in cases.items():
+        values = rng.standard_normal((variates, length)).astype(np.float32)
+        if source == "holes":
+            values[:, 2 * PATCH : 5 * PATCH] = np.nan
+        write_shards(tmp_path / source, [Series(values, 60.0, source, "0")], {})
+    found = {}
+    for source in cases:
+        rows = Rows(config(tmp_path / source))
+        for n in range(10):
+            batch = rows.batch([n])
+            mask, cpm, ids = (torch.from_numpy(batch[name]) for name in ("target_mask", "cpm_mask", "series_ids"))
+            assert tuple(batch["flags"]) == mask_flags(group_ids(ids, mask, cpm, PATCH))
+            found.setdefault(source, set()).add(tuple(batch["flags"].tolist()))
+    assert found["whole"] == found["short"] == {(False, False)}
+    assert (True, False) in found["holes"]
+    assert found["narrow"] == {(False, True)}
 
 
 def test_missing_and_infinite_values_are_zero_and_masked(folder):

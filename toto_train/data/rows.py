@@ -25,12 +25,13 @@ class Rows:
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The rows of the given numbers.
 
-        target      float32 [B, V, T]  0 where missing, and left of series shorter than T
+        target      float32 [B, V, T]  0 where missing, and around series shorter than T: those start in the first
+                                       patch and end with a whole one
         target_mask bool    [B, V, T]  True = observed
         cpm_mask    bool    [B, V, T]  True = visible to the model
         series_ids  int64   [B, V]     0, 1, ... for the windows of a row; each empty slot has an id of its own
         row         int64   [B]
-        flags       bool    [2]        has patches without any observation, has several series in a row (MaskFlags)
+        flags       bool    [2]        which masks the batch needs (MaskFlags)
         points      int64   []         observed values
         """
         shape = len(numbers), self.variates, self.length
@@ -45,17 +46,20 @@ class Rows:
             spec = self.order.row(n)
             self._read(spec, out["target"][b], out["target_mask"][b], out["series_ids"][b])
             self._hide(n, out["target_mask"][b], out["series_ids"][b], out["cpm_mask"][b])
-        mask, ids = out["target_mask"], out["series_ids"]
-        empty = not mask.reshape(*mask.shape[:-1], -1, self.patch_size).any(-1).all()
-        out["flags"] = np.array([empty, (ids != ids[:, :1]).any()])
-        out["points"] = np.array(np.count_nonzero(mask))
+        ids, patches = out["series_ids"], (*shape[:2], -1, self.patch_size)
+        alive = np.any(out["target_mask"].reshape(patches), axis=-1)
+        alive |= ~np.all(out["cpm_mask"].reshape(patches), axis=-1)
+        after_empty = alive[..., 1:] & ~alive[..., :-1]
+        differ = (ids != ids[:, :1]).any() or (alive != alive[:, :1]).any()
+        out["flags"] = np.array([after_empty.any(), differ])
+        out["points"] = np.array(np.count_nonzero(out["target_mask"]))
         return out
 
     def _read(self, spec: RowSpec, target: np.ndarray, mask: np.ndarray, ids: np.ndarray) -> None:
         """Fill target [V, T] (given as zeros), mask [V, T] and ids [V]."""
         shards, source = self.order.open(spec.source)
         top = 0
-        short: list[tuple[int, int, int]] = []
+        short: list[tuple[int, int, int, int]] = []
         for k, (series, start, steps) in enumerate(spec.windows):
             try:
                 values = shards.values(source, series)[:, start : start + steps]
@@ -65,9 +69,11 @@ class Rows:
                     f"row {spec.n}: cannot read series {series} of {spec.source} ({file}): {error}"
                 ) from error
             below = top + len(values)
-            target[top:below, self.length - steps :] = values
+            # in the first patches that hold them, so that attention over time needs no mask for what is empty
+            first = -steps % self.patch_size
+            target[top:below, first : first + steps] = values
             if steps < self.length:
-                short.append((top, below, self.length - steps))
+                short.append((top, below, first, first + steps))
             ids[top:below] = k
             top = below
         ids[top:] = np.arange(len(spec.windows), len(spec.windows) + self.variates - top)
@@ -75,8 +81,9 @@ class Rows:
         if not mask.all():
             np.copyto(target, 0.0, where=~mask)
         mask[top:] = False
-        for first, last, padding in short:
-            mask[first:last, :padding] = False
+        for top, below, first, end in short:
+            mask[top:below, :first] = False
+            mask[top:below, end:] = False
 
     def _hide(self, n: int, mask: np.ndarray, ids: np.ndarray, out: np.ndarray) -> None:
         """Draw the contiguous patch mask of row n into out [V, T]; the draw depends on seed and n alone."""

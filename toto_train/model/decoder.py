@@ -17,10 +17,14 @@ EMPTY = -1  # group id of a patch with nothing observed: only other empty patche
 
 
 class MaskFlags(NamedTuple):
-    """What a batch needs masks for; known on the host, so that no mask is built (or synced on) where a flag will do."""
+    """Which masks a batch needs; known on the host, so that none is built (or synced on) where a flag will do.
 
-    empty_patches: bool = True
-    several_series: bool = True
+    time: an empty patch stands before one that is not. Empty patches at a row's end need no mask: causality hides them,
+    and what they see themselves matters to nobody. variates: two variates of a row differ in group at some patch.
+    """
+
+    time: bool = True
+    variates: bool = True
 
 
 class GatedMLP(nn.Module):
@@ -116,7 +120,8 @@ def make_masks(ids: Tensor | None, flags: MaskFlags) -> Masks:
     """Those a batch needs; group ids [B, V, P] may be None where no flag is set."""
     if ids is None:
         return Masks(None, None)
-    return Masks(time_mask(ids, ids.shape[-1]) if flags.empty_patches else None, variate_mask(ids))
+    time = time_mask(ids, ids.shape[-1]) if flags.time else None
+    return Masks(time, variate_mask(ids) if flags.variates else None)
 
 
 def decode(
@@ -128,14 +133,17 @@ def decode(
     recompute: int = 0,
     caches: list[KeyValueCache] | None = None,
     last: int = 0,
+    centre: int | None = None,
 ) -> Tensor:
     """Run the stack over patch embeddings x [B, V, P, D]; only their last positions, where last is given.
 
     rows: nominal number of patches (see `ScaledLinear.factors`). recompute: so many layers, from the first, keep
-    nothing for the backward but their input. caches: of the time layers; x goes on behind what they hold.
+    nothing for the backward but their input. caches: of the time layers; x goes on behind what they hold. centre: of
+    the positional stretch, the middle of x where None; without caches it cancels out.
     """
     patches, start = x.shape[2], caches[0].length if caches else 0
-    table = xpos_table(start, patches, patches // 2, config.head_dim // 2, x.device)
+    middle = patches // 2 if centre is None else centre
+    table = xpos_table(start, patches, middle, config.head_dim // 2, x.device)
     last_over_time = [i for i in range(len(layers)) if over_time(config, i)][-1]
     cached, by_time = iter(caches or ()), True
     for i, layer in enumerate(layers):

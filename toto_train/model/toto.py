@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from toto_train.config import ModelConfig
-from toto_train.model.decoder import MaskFlags, build_layers, decode, group_ids, make_masks
+from toto_train.model.decoder import EMPTY, MaskFlags, build_layers, decode, group_ids, make_masks
 from toto_train.model.fused import residual_mlp
 from toto_train.model.scaler import causal_loc_scale, scale_patches, to_patches
 from toto_train.model.umup import ScaledLinear, init_weights
@@ -99,4 +99,5 @@ def mask_flags(ids: Tensor | None) -> MaskFlags:
     """Read from group ids [B, V, P] what masks they need."""
     if ids is None:
         return MaskFlags(False, False)
-    return MaskFlags(bool((ids < 0).any()), bool((ids != ids[:, :1]).any()))
+    after_empty = (ids[..., :-1] == EMPTY) & (ids[..., 1:] != EMPTY)
+    return MaskFlags(bool(after_empty.any()), bool((ids != ids[:, :1]).any()))
