@@ -24,6 +24,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 
 from toto_train.config import Config, ConfigError, ModelConfig
+from toto_train.files import whole_folder
 from toto_train.model.toto import Toto
 from toto_train.optim.normuon import NorMuonAdamW
 
@@ -80,19 +81,52 @@ def save(
 
     validation: `Validation.record` of exactly this step, where there was a validation.
     """
-    final = run / "checkpoints" / f"step-{position.step:08d}"
-    temporary = final.with_name(final.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with _alone():
-        dcp.save(_state(model, optimizer), checkpoint_id=temporary)
     record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in (validation or {}).items()}
     meta = {
         **asdict(position),
         "validation": record or None,
         "data_fingerprint": fingerprint,
         "config": asdict(config),
-        "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")},
     }
+    final = _write(run, _state(model, optimizer), meta)
+    kept = best(run)
+    for old in folders(run)[: -config.checkpoint.keep_last]:
+        if old != kept:
+            doomed = old.with_name(old.name + ".tmp")  # half of it is no checkpoint, should this be killed
+            os.replace(old, doomed)
+            shutil.rmtree(doomed)
+    return final
+
+
+def save_import(out: Path, model: Toto, origin: dict[str, Any]) -> Path:
+    """A run folder with nothing but weights that were made elsewhere, as step 0; runs start from it by `init_from`.
+
+    origin: `hub.origin` of the folder they come from. An earlier import at `out` is replaced, nothing else is.
+    """
+    config = {
+        "name": Path(origin["path"]).resolve().name,
+        "model": asdict(model.config),
+        "data": {"length": origin["training"]["context_length"]},
+    }
+    meta = {**asdict(Position()), "validation": None, "config": config, "imported": origin}
+    with whole_folder(out, "imported model", _is_import) as folder:
+        _write(folder, {"model": model.state_dict()}, meta)
+    return out
+
+
+def _is_import(folder: Path) -> bool:
+    found = folders(folder)
+    return len(found) == 1 == len(list(folder.iterdir())) and "imported" in read_meta(found[0])
+
+
+def _write(run: Path, state: dict[str, Any], meta: dict[str, Any]) -> Path:
+    """Write the checkpoint of step meta["step"] under its final name when whole."""
+    final = run / "checkpoints" / f"step-{meta['step']:08d}"
+    temporary = final.with_name(final.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with _alone():
+        dcp.save(state, checkpoint_id=temporary)
+    meta = {**meta, "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")}}
     with (temporary / "meta.json").open("w") as file:
         json.dump(meta, file, indent=2, allow_nan=False)
         file.flush()
@@ -100,12 +134,6 @@ def save(
     if final.exists():  # the same step of an earlier attempt
         shutil.rmtree(final)
     os.replace(temporary, final)
-    kept = best(run)
-    for old in folders(run)[: -config.checkpoint.keep_last]:
-        if old != kept:
-            doomed = old.with_name(old.name + ".tmp")  # half of it is no checkpoint, should this be killed
-            os.replace(old, doomed)
-            shutil.rmtree(doomed)
     return final
 
 
@@ -126,30 +154,51 @@ def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fing
     return Position(meta["step"], meta["points"])
 
 
-def load_model(run: str | Path, which: str = "best") -> tuple[Toto, dict[str, Any]]:
-    """Model of a run's best or last checkpoint, on CPU, and the checkpoint's meta.json.
-
-    The best is the one that validation chooses, or the last where none was validated.
-    """
+def choose(run: str | Path, which: str = "best") -> Path:
+    """A run's best or last checkpoint. The best is the one that validation chooses, or the last where none was."""
     if which not in ("best", "last"):
         raise ValueError(f"checkpoint={which!r} must be best or last")
     found = folders(Path(run))
     if not found:
         raise ValueError(f"{run} holds no complete checkpoint; expected {run}/checkpoints/step-*")
-    folder = (best(Path(run)) if which == "best" else None) or found[-1]
+    return (best(Path(run)) if which == "best" else None) or found[-1]
+
+
+def load_model(run: str | Path, which: str = "best") -> tuple[Toto, dict[str, Any]]:
+    """Model of a run's best or last checkpoint, on CPU, and the checkpoint's meta.json."""
+    folder = choose(run, which)
     meta = read_meta(folder)
     model = Toto.create(ModelConfig(**meta["config"]["model"]), seed=0)
-    _load(folder, {"model": model.state_dict()})
+    load_weights(folder, model)
     return model, meta
+
+
+def load_weights(folder: Path, model: Toto) -> None:
+    """Copy a checkpoint's weights into a model of the same config, in place."""
+    _load(folder, {"model": model.state_dict()})
 
 
 def describe(run: str | Path, meta: dict[str, Any]) -> str:
     """Which of a run's checkpoints this is: 'step 1,000 of 1,200 (chosen by validation, MWQL 0.912)'."""
+    if "imported" in meta:
+        return f"imported from {meta['imported']['path']}"
     chosen = best(Path(run))
-    newest = read_meta(folders(Path(run))[-1])
+    newest = read_meta(found[-1]) if (found := folders(Path(run))) else meta
     step = f"step {meta['step']:,} of {newest['config']['schedule']['max_steps']:,}"
     is_best = chosen is not None and read_meta(chosen)["step"] == meta["step"]
     return f"{step} (chosen by validation, MWQL {validation_mwql(meta):.3f})" if is_best else step
+
+
+def facts(run: str | Path, model: Toto, meta: dict[str, Any]) -> dict[str, str]:
+    """What a model card and a report say of a run's checkpoint."""
+    config = meta["config"]
+    return {
+        "model": f"{model.config.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "exported checkpoint": describe(run, meta),
+        "observed points seen": f"{meta['points']:,}",
+        **({"started from": config["init_from"]} if config.get("init_from") else {}),
+        **({"seed": str(config["seed"])} if "seed" in config else {}),
+    }
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

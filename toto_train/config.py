@@ -168,6 +168,9 @@ class ParallelConfig:
     precision: str = "fp32"
     """fp32 | bf16 (autocast; scaler and loss stay fp32)."""
     compile: bool = False
+    activation_checkpointing: float = 0.0
+    """Share of the layers, from the first, that keep only their input for the backward and compute the rest again:
+    0 none, 1 every layer (least memory, about a quarter more time), between: what memory allows."""
     device: str = "auto"
     """auto | cpu | cuda."""
 
@@ -202,6 +205,8 @@ class Config:
     """Rows of one forward pass on one device; accumulation follows from the two."""
     fresh: bool = False
     """Start over: an existing run folder of this name is replaced."""
+    init_from: str = ""
+    """Run, checkpoint or Hugging Face folder whose weights a new run starts from, at step 0 with a fresh optimizer."""
     plan: bool = False
     """Print what the run would cost and stop."""
     report: bool = True

@@ -153,6 +153,9 @@ def check(c: Config) -> list[str]:
             f"model.num_variate_layers_per_group={m.num_variate_layers_per_group} must leave a time layer in a "
             f"group of {group}"
         )
+    if not 0 <= c.parallel.activation_checkpointing <= 1:
+        share = c.parallel.activation_checkpointing
+        out.append(f"parallel.activation_checkpointing={share} is a share of the layers; it must be in [0, 1]")
     if not 0 <= c.objective.max_rate < 1:
         out.append(f"objective.max_rate={c.objective.max_rate} must be in [0, 1)")
     if d.length % m.patch_size or d.length < 2 * m.patch_size:

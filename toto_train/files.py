@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,3 +25,26 @@ def write_text(path: Path, text: str) -> Path:
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+@contextmanager
+def whole_folder(path: Path, kind: str, is_kind: Callable[[Path], bool]) -> Iterator[Path]:
+    """A temporary folder to fill; renamed to `path` when the block ends, removed where it fails.
+
+    What is at `path` before gives way only if it is empty or `is_kind` knows it; `kind` says what that is.
+    """
+    if path.exists() and not (path.is_dir() and (is_kind(path) or not any(path.iterdir()))):
+        raise ValueError(f"{path} exists and is no {kind}; choose another out=")
+    temporary, former = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".old.tmp")
+    for leftover in (temporary, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():  # half of a folder is never under its name, should this be killed
+            os.replace(path, former)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(former, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class TrainingModule(pl.LightningModule):
         self.model = model
         self._predict = torch.compile(model.forward) if config.parallel.compile else model.forward
         set_replicas(model, config.accumulation)
+        model.recompute = math.ceil(config.parallel.activation_checkpointing * config.model.num_layers)
         self._loss, self._weight = torch.zeros(()), torch.zeros(())
         self.last: dict[str, Tensor] = {}
         """Loss and gradient norm of the last completed step, left on the device until somebody reads them."""
@@ -43,7 +45,7 @@ class TrainingModule(pl.LightningModule):
         c = self.config
         device = target.device.type
         with torch.autocast(device, torch.bfloat16, enabled=c.parallel.precision == "bf16"):
-            prediction = self._predict(target, mask, hidden, batch["series_ids"], batch["flags"])
+            prediction = self._predict(target, mask, hidden, batch["series_ids"], batch["flags"], labelled=True)
         loss, weight = loss_sum(prediction, target, mask, hidden, c.model.patch_size, c.objective.label_clamp)
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._weight = self._weight.to(loss.device) + weight

@@ -33,6 +33,7 @@ from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
 from toto_train.files import write_text
 from toto_train.forecast import Forecaster
+from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
 from toto_train.optim.recipe import build_optimizer
@@ -47,10 +48,12 @@ OWN = ("checkpoints", "export", "metrics.csv", "scores.json", "rows.parquet", "s
 
 def run(config: Config) -> None:
     """Do what the config says; the same config again resumes where it stopped."""
-    if config.plan:
-        sys.stdout.write(f"{plan.describe(config)}\n{describe_data(config)}\n")
-        return
     # everything that can be wrong is found before a folder is touched
+    source = choose_source(config)
+    if config.plan:
+        start = [f"starts from {source.folder}: {source.about}"] if source else []
+        sys.stdout.write("\n".join([plan.describe(config), describe_data(config), *start, ""]))
+        return
     device = pick_device(config.parallel.device, "parallel.device")
     data = RowDataModule(config)
     fingerprint = data.order.fingerprint
@@ -63,6 +66,10 @@ def run(config: Config) -> None:
         model = Toto.create(config.model, config.seed, device)
         optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
         position = checkpoint.resume(folder, config, model, optimizer, fingerprint)
+        if source and not position.step:
+            source.load_into(model)
+            if source.fingerprint == fingerprint:
+                log.warning("the rows will be those that %s saw, from the first on; seed= draws others", source.folder)
         write_text(folder / "config.yaml", to_yaml(config))
         data.start_step = position.step
         module = TrainingModule(config, model, optimizer, position)
@@ -103,7 +110,10 @@ def open_folder(config: Config) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not _is_run(folder):
-            raise ConfigError([f"name={config.name!r}: {folder} is not empty and no run folder; choose another name="])
+            hint = f"; init_from={folder} starts from its weights" if checkpoint.folders(folder) else ""
+            raise ConfigError(
+                [f"name={config.name!r}: {folder} is not empty and no run folder; choose another name={hint}"]
+            )
         with (folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,12 +214,7 @@ def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -
     """Score the best checkpoint on series the run never saw, export it, report."""
     model, meta = checkpoint.load_model(folder)
     model.to(device)
-    facts = {
-        "model": f"{config.model.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "exported checkpoint": checkpoint.describe(folder, meta),
-        "observed points seen": f"{meta['points']:,}",
-        "seed": str(config.seed),
-    }
+    facts = checkpoint.facts(folder, model, meta)
     scores: Scores | None = None
     if heldout is not None:
         with progress_bar(len(heldout), "scoring") as advance:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError, to_yaml
 from toto_train.config_check import check, from_tree, get
+from toto_train.initial import choose_source
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONFIGS.iterdir() if p.is_dir()}
@@ -75,6 +76,7 @@ def test_an_unknown_key_in_a_config_file_is_found(tmp_path):
         ("data.length=1000", "data.length=1000 must be a multiple of model.patch_size=32"),
         ("micro_rows=3", "micro_rows=3 must divide global_rows="),
         ("schedule.max_steps=5", "schedule.max_steps=5 is shorter than"),
+        ("parallel.activation_checkpointing=2", "parallel.activation_checkpointing=2.0 is a share"),
         ("parallel.mode=tripple", "parallel.mode='tripple' must be one of single"),
         ("optimizer.normuon.lr=-1", "optimizer.normuon.lr=-1.0 must be positive"),
         ("optimizer.adamw.beta1=1", "optimizer.adamw.beta1=1.0 must be in [0, 1)"),
@@ -89,6 +91,16 @@ def test_an_unknown_key_in_a_config_file_is_found(tmp_path):
 )
 def test_impossible_settings_name_key_value_and_remedy(override, message):
     assert message in "\n".join(problems(override))
+
+
+def test_the_fine_tune_is_the_published_one_and_asks_for_its_weights():
+    config = compose("experiment=finetune", "model=small", "data.mixture.corpus.path=x")
+    assert (config.optimizer.normuon.lr, config.optimizer.adamw.lr, config.schedule.max_steps) == (0.05, 0.001, 10_000)
+    assert (config.model.name, config.points_per_step) == ("small", 8_388_608)
+    with pytest.raises(ConfigError, match="init_from: FOLDER is no folder; give a run"):
+        choose_source(config)
+    config.plan = True
+    assert choose_source(config) is None
 
 
 def test_mixture_entries_are_checked_too():

@@ -145,3 +145,36 @@ def test_compiled_training_takes_the_same_step():
     eager, compiled = gradients(module(), 4), gradients(module(compile=True), 4)
     for name, g in eager.items():
         torch.testing.assert_close(compiled[name], g, rtol=1e-3, atol=1e-4 * float(g.abs().max()))
+
+
+def test_a_share_of_the_layers_is_recomputed():
+    assert module().model.recompute == 0
+    assert module(activation_checkpointing=0.5).model.recompute == 2
+    assert module(activation_checkpointing=1.0).model.recompute == 4
+    kept, again = (gradients(module(activation_checkpointing=share), 4) for share in (0.0, 1.0))
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+@pytest.mark.slow
+def test_compiled_steps_have_no_graph_breaks_and_one_graph_per_mask_case():
+    """The flags come from the loader as plain booleans; values of a batch lead to no new graph."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    m, eager = module(), module()
+    m._predict = torch.compile(m.model.forward, backend=counter, fullgraph=True)
+    cases = [MaskFlags(a, b) for a in (False, True) for b in (False, True)]
+    for repeat in range(2):
+        for flags in cases:
+            whole = batch() | {"flags": flags}
+            if repeat:
+                whole["target"] = whole["target"] * 2
+            losses = [module_.training_step(whole, 0) for module_ in (m, eager)]
+            for loss in losses:
+                loss.backward()
+            torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+    assert counter.frame_count == len(cases)
+    for (name, a), b in zip(m.model.named_parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4 * float(b.grad.abs().max()), msg=name)
+    torch._dynamo.reset()
