@@ -53,8 +53,9 @@ format: $(VENV)/.installed  ## format the code
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-gpu-check: $(VENV)/.oracle  ## run the tests that need CUDA
+gpu-check: $(VENV)/.oracle  ## run the tests that need CUDA, parity and the model's benchmark on it
 	$(PY) -m pytest -m gpu
+	BENCH_DEVICE=cuda $(PY) scripts/bench/model.py
 
 bench: $(VENV)/.installed  ## run the quick benchmarks, write bench.md
 	@set -e; { $(PY) scripts/bench/table.py; for file in $(BENCHMARKS); do $(PY) $$file --quick; done; } > bench.md.tmp

@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from toto_train import hub
 from toto_train.config import ModelConfig
 from toto_train.forecast import Forecaster
-from toto_train.model.toto import Toto
+from toto_train.model.decoder import MaskFlags
+from toto_train.model.toto import Prediction, Toto
+from toto_train.objective import loss_sum
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,3 +50,44 @@ def test_an_optimizer_step_does_not_wait_for_the_device():
         optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("case", ["plain", "everything"])
+def test_quantiles_and_gradients_are_the_official_ones_on_the_device(case):
+    toto2 = pytest.importorskip("toto2", reason="the official package is installed by make test")
+    config = ModelConfig("tiny", 256, 4, 4, 688)
+    model = Toto.create(config, 0, "cuda").train()
+    peer = toto2.Toto2Model(toto2.Toto2ModelConfig(**hub.config_to_official(config)))
+    peer.load_state_dict(hub.to_official(model))
+    peer.cuda().train()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 512, generator=generator).cumsum(-1)
+    mask, visible, ids = torch.ones_like(x, dtype=torch.bool), torch.ones_like(x, dtype=torch.bool), torch.zeros(2, 6)
+    if case == "everything":
+        mask = torch.rand(x.shape, generator=generator) > 0.1
+        mask[0, 0, :96], mask[:, :, 128:170] = False, False
+        visible[:, :, 256:320] = False
+        ids[0] = torch.tensor([0, 0, 1, 1, 2, 3])
+    x, mask, visible, ids = (t.cuda() for t in (torch.where(mask, x, 0.0), mask, visible, ids.long()))
+    ours, theirs = model(x, mask, visible, ids), peer(x, mask, visible, ids)
+    ends = slice(31, None, 32)
+    theirs = Prediction(theirs.quantiles.permute(1, 2, 3, 4, 0), theirs.loc[..., ends], theirs.scale[..., ends])
+    assert (ours.z - theirs.z).abs().max() <= 1e-4 * theirs.z.abs().max()
+    for predicted in (ours, theirs):
+        loss, weight = loss_sum(predicted, x, mask, visible, 32, 20.0)
+        (loss / weight).backward()
+    names, gradients = hub.official_names(config), {n: p.grad for n, p in peer.named_parameters()}
+    for name, p in model.named_parameters():
+        expected = gradients[names[name]]
+        assert (p.grad - expected).abs().max() <= 1e-3 * expected.abs().max(), name
+
+
+def test_time_layers_take_flash_attention_in_bf16():
+    model = Toto.create(ModelConfig("tiny", 256, 4, 4, 688), 0, "cuda").train()
+    x = torch.randn(2, 8, 1024, device="cuda").cumsum(-1)
+    seen, ids = torch.ones_like(x, dtype=torch.bool), torch.zeros(2, 8, dtype=torch.long, device="cuda")
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast("cuda", torch.bfloat16):  # no other kernel is allowed
+        out = model(x, seen, None, ids, MaskFlags(False, False))
+    loss, _ = loss_sum(out, x, seen, None, 32, 20.0)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
