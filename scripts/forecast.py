@@ -4,7 +4,10 @@ The file holds a time column and one column per metric (wide), or also an item c
 metrics of one file or item are forecast together. out= ends in .csv or .parquet and gets one row per item, variate and
 step: item_id, variate, timestamp, q0.1 ... q0.9. context= bounds the history used, by
 default context and horizon fill the rows the model was trained on; time= and item= name columns, and
-replace=true overwrites a former forecast.
+replace=true overwrites a former forecast. Up to 768 steps are forecast in one pass, more in blocks of block=768 whose
+medians are the history of the next (block=0: always in one pass). known=a,b names columns whose future is known, such
+as calendars or plans: they are not forecast but seen, and the file goes on for `horizon` rows after the others' last
+value.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,7 @@ from data_pipelines.series import Series
 from data_pipelines.sources import series_parquet, tables
 from toto_train import hub
 from toto_train.arguments import fail_on, parse
-from toto_train.forecast import Forecaster
+from toto_train.forecast import PUBLISHED, Forecaster
 
 log = logging.getLogger("forecast")
 
@@ -36,7 +40,7 @@ def main(argv: list[str]) -> int:
         __doc__,
         argv,
         required={"model": str, "input": str, "horizon": int, "out": str},
-        optional={"context": 0, "time": "", "item": "", "replace": False},
+        optional={"context": 0, "time": "", "item": "", "replace": False, "block": 768, "known": ""},
     )
     out = Path(args["out"])
     if args["horizon"] < 1 or args["context"] < 0:
@@ -48,7 +52,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"out={out}: the folder {out.parent} does not exist")
     if out.exists() and (not args["replace"] or out.resolve() == Path(args["input"]).resolve()):
         raise ValueError(f"out={out} exists; choose another name, or replace a former forecast with replace=true")
-    forecaster = Forecaster(hub.load_pretrained(args["model"]))
+    forecaster = Forecaster(hub.load_pretrained(args["model"]), options=replace(PUBLISHED, block=args["block"] or None))
     trained = hub.context_length(args["model"])
     args["context"] = args["context"] or max(trained - args["horizon"], trained // 2)
     if args["context"] + args["horizon"] > trained:
@@ -76,6 +80,7 @@ def read(args: dict) -> Iterator[Series]:
 
 def forecast(forecaster: Forecaster, s: Series, args: dict) -> pd.DataFrame:
     """One row per variate and step."""
+    s, covariates = split(s, args)
     for name, values in zip(s.variate_names, s.values, strict=True):
         known = values[np.isfinite(values)]
         if not known.size:
@@ -83,13 +88,33 @@ def forecast(forecaster: Forecaster, s: Series, args: dict) -> pd.DataFrame:
         if known.min() == known.max():
             log.warning("%s: %s: variate %s is constant; so is its forecast", args["input"], s.item_id, name)
     horizon, context = args["horizon"], s.values[:, -args["context"] :]
-    quantiles = forecaster(context[None], horizon)[0]  # [9, V, horizon]
+    if covariates is not None:
+        covariates = covariates[None, :, s.length - context.shape[1] :]
+    quantiles = forecaster(context[None], horizon, covariates)[0]  # [9, V, horizon]
     table = {
         "item_id": np.full(s.variates * horizon, s.item_id),
         "variate": np.repeat(s.variate_names, horizon),
         "timestamp": np.tile(stamps(s, horizon), s.variates),
     }
     return pd.DataFrame(table | {f"q{q:g}": v.ravel() for q, v in zip(forecaster.levels, quantiles, strict=True)})
+
+
+def split(s: Series, args: dict) -> tuple[Series, np.ndarray | None]:
+    """What is to be forecast, up to its last value, and the columns of known= [E, length + horizon], None without."""
+    if not args["known"]:
+        return s, None
+    names, where = args["known"].split(","), f"{args['input']}: {s.item_id}: known={args['known']}"
+    if set(names) - set(s.variate_names) or not set(s.variate_names) - set(names):
+        raise ValueError(f"{where} must name some, but not all, of the columns {', '.join(s.variate_names)}")
+    rest = [i for i, name in enumerate(s.variate_names) if name not in names]
+    length = int(np.flatnonzero(np.isfinite(s.values[rest]).any(0)).max(initial=0)) + 1
+    if s.length < length + args["horizon"]:
+        raise ValueError(
+            f"{where}: the file has {s.length - length} rows after the last value to forecast from, horizon="
+            f"{args['horizon']} needs as many; add rows with the known columns alone, or take a shorter horizon"
+        )
+    known = s.values[[s.variate_names.index(name) for name in names], : length + args["horizon"]]
+    return replace(s, values=s.values[rest, :length], variate_names=tuple(s.variate_names[i] for i in rest)), known
 
 
 def stamps(s: Series, horizon: int) -> np.ndarray:

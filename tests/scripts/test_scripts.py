@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from toto_train import hub
 from toto_train.config import ModelConfig
-from toto_train.forecast import Forecaster
+from toto_train.forecast import PUBLISHED, Forecaster
 from toto_train.model.toto import Toto
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,43 @@ def test_history_beyond_what_the_model_was_trained_on_is_left_out_unless_asked_f
     assert "longer" not in done.stderr
     expected = Forecaster(model)(x[None, None, -224:].astype(np.float32), 32)[0, 4, 0]
     np.testing.assert_allclose(pd.read_csv(tmp_path / "default.csv")["q0.5"], expected, rtol=1e-4)
+
+
+def test_known_columns_are_seen_but_not_forecast(folder, tmp_path):
+    rng = np.random.default_rng(0)
+    cpu, mem, plan = rng.normal(size=(3, 330)).cumsum(-1)
+    cpu[300:], mem[290:] = np.nan, np.nan
+    file = wide(tmp_path / "host.csv", cpu=cpu, plan=plan, mem=mem)
+    base = [f"model={folder}", f"input={file}", "horizon=30"]
+    done = script("forecast.py", *base, f"out={tmp_path / 'f.csv'}", "known=plan", "context=200")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "f.csv", parse_dates=["timestamp"])
+    assert table["variate"].unique().tolist() == ["cpu", "mem"]
+    assert table["timestamp"].iloc[0] == pd.Timestamp("2026-01-02 01:00")
+    target, known = np.stack([cpu, mem])[None, :, 100:300], plan[None, None, 100:]
+    expected = Forecaster(hub.load_pretrained(folder))(target.astype(np.float32), 30, known.astype(np.float32))[0]
+    np.testing.assert_allclose(table["q0.9"], expected[8].ravel(), rtol=1e-4)
+    for known, message in (
+        ("plans", "must name some, but not all, of the columns cpu, plan, mem"),
+        ("cpu", "0 rows after the last value"),
+    ):
+        wrong = script("forecast.py", *base, f"out={tmp_path / 'x.csv'}", f"known={known}")
+        assert wrong.returncode == 1
+        assert message in wrong.stderr
+
+
+def test_long_horizons_are_forecast_in_blocks_unless_asked_otherwise(folder, tmp_path):
+    x = np.random.default_rng(0).normal(size=400).cumsum()
+    base = [f"model={folder}", f"input={wide(tmp_path / 'x.csv', x=x)}", "horizon=800"]
+    model, context = hub.load_pretrained(folder), x[None, None].astype(np.float32)
+    for name, arguments, block in (("default", [], 768), ("once", ["block=0"], None)):
+        done = script("forecast.py", *base, f"out={tmp_path / name}.csv", *arguments)
+        assert done.returncode == 0, done.stderr
+        expected = Forecaster(model, options=replace(PUBLISHED, block=block))(context, 800)[0, 4, 0]
+        np.testing.assert_allclose(pd.read_csv(tmp_path / f"{name}.csv")["q0.5"], expected, rtol=1e-4)
+    wrong = script("forecast.py", *base, f"out={tmp_path / 'x.csv.csv'}", "block=100")
+    assert wrong.returncode == 1
+    assert "block=100 must be a positive multiple of the patch size 32" in wrong.stderr
 
 
 @pytest.mark.parametrize(
