@@ -35,7 +35,7 @@ from toto_train.files import write_text
 from toto_train.forecast import Forecaster
 from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
-from toto_train.module import TrainingModule
+from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import build_optimizer
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ def run(config: Config) -> None:
         sys.stdout.write("\n".join([plan.describe(config), describe_data(config), *start, ""]))
         return
     device = pick_device(config.parallel.device, "parallel.device")
+    if device == "cpu":
+        keep_freed_memory()
     data = RowDataModule(config)
     fingerprint = data.order.fingerprint
     validation = open_tasks(config, "validation", data.order) if config.validate_every else None

@@ -17,12 +17,17 @@ XPOS_SCALE_BASE = 256.0
 XPOS_GAMMA = 0.4
 
 
-@lru_cache(maxsize=16)
 def xpos_table(first: int, patches: int, centre: int, width: int, device: torch.device) -> Tensor:
+    """`make_xpos_table`, made once for every shape and place; a compiler takes it into its graph."""
+    make = make_xpos_table if torch.compiler.is_compiling() else _kept_xpos_table
+    return make(first, patches, centre, width, device)
+
+
+def make_xpos_table(first: int, patches: int, centre: int, width: int, device: torch.device) -> Tensor:
     """Complex factors [patches, 2, 1, width/2, 2] of queries and keys at positions first, first + 1, ...
 
     Rotation by position * base^(-2j/width), stretched on queries and shrunk on keys (xPos: Sun et al., arXiv
-    2212.10554). Made once for every shape and place.
+    2212.10554).
     """
     pair = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     position = torch.arange(first, first + patches, device=device, dtype=torch.float32)[:, None]
@@ -30,6 +35,9 @@ def xpos_table(first: int, patches: int, centre: int, width: int, device: torch.
     stretch = ((pair + XPOS_GAMMA * width) / ((1 + XPOS_GAMMA) * width)) ** ((position - centre) / XPOS_SCALE_BASE)
     turn = torch.stack([angle.cos(), angle.sin()], dim=-1)
     return torch.stack([turn * stretch[..., None], turn / stretch[..., None]], dim=1).unsqueeze(2)
+
+
+_kept_xpos_table = lru_cache(maxsize=16)(make_xpos_table)
 
 
 class KeyValueCache:
