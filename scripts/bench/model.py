@@ -81,9 +81,15 @@ def versus(name: str, figures: Mapping[str, float], unit: str, target: str) -> R
     return Row(name, figures["ours"], peer, sides.MISSING if peer is None else "official", unit, target)
 
 
-def steps(case: Case, effort: Effort) -> Iterator[Row]:
+def steps(case: Case, effort: Effort, compiled: bool = False) -> Iterator[Row]:
     """Time of a training step against its floor and against the official modules in the same mode."""
-    runs: dict[str, Run] = dict(Sides.build(case.size).steps(Batch.draw(case.shape), case.bf16))
+    both, batch = Sides.build(case.size), Batch.draw(case.shape)
+    runs: dict[str, Run] = dict(both.steps(batch, case.bf16))
+    if compiled:
+        torch._dynamo.reset()
+        forward = as_in_training(torch.compile(both.ours.forward))
+        runs["compiled"] = training_step(both.ours, forward, batch, case.bf16)
+        runs["compiled"]()
     runs["ours"]()  # the first step fills caches, which is no part of the floor
     with Recorder() as floor:
         runs["ours"]()
@@ -94,6 +100,8 @@ def steps(case: Case, effort: Effort) -> Iterator[Row]:
     yield Row(name, best["ours"], best["floor"], alone, "ms, best", "<= 1.15")
     yield Row(name, middle["ours"], middle["floor"], alone, "ms, median", "<= 1.15")
     yield versus(name, best, "ms, best", "<= 1")
+    if compiled:
+        yield Row(f"{name}, compiled", best["compiled"], best["floor"], alone, "ms, best", "<= 1.15")
     if case.shape == LARGE:
         rate, peak = floor.flops / times["ours"].best, matmul_peak(case.bf16)
         yield Row(f"products a second, {case}", rate / 1e9, peak / 1e9, "fastest square ones", "GFLOP/s", ">= 0.7")
@@ -197,7 +205,7 @@ def measure(quick: bool) -> list[Row]:
     torch.set_num_threads(sides.THREADS)
     keep_freed_memory()  # as a run does; the official modules and the floor gain, too
     effort = Effort(3, 1.0) if quick else Effort(5, 20.0)
-    rows = [row for case in cases(quick) for row in steps(case, effort)]
+    rows = [row for case in cases(quick) for row in steps(case, effort, not quick and (fast_bf16() or not case.bf16))]
     for bf16, masks in itertools.product((False, True), repeat=2):
         if fast_bf16() or not (bf16 and quick):
             rows += counts(bf16, masks, LARGE if not quick and (fast_bf16() or not bf16) else COUNTED)
