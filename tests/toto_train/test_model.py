@@ -1,5 +1,7 @@
 """The model against the official package (a black box), and the properties training relies on."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from toto_train import hub
 from toto_train.config import Config, ModelConfig
 from toto_train.model.decoder import MaskFlags, group_ids
+from toto_train.model.scaler import causal_loc_scale
 from toto_train.model.toto import Prediction, Toto, mask_flags
 from toto_train.model.umup import set_replicas
 from toto_train.objective import loss_sum, patch_mask
@@ -34,9 +37,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def random_model(name: str, seed: int = 0) -> Toto:
+def random_model(name: str, seed: int = 0, **changes) -> Toto:
     """Random weights everywhere, also where training starts from zero."""
-    model = Toto.create(config(name), seed)
+    model = Toto.create(dataclasses.replace(config(name), **changes), seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
@@ -148,6 +151,65 @@ def test_gradients_are_the_official_ones(steps_of_the_official_run, name, accumu
     theirs = {n: p.grad for n, p in peer.named_parameters()}
     errors = {n: relative(p.grad, theirs[names[n]]) for n, p in model.named_parameters()}
     assert max(errors.values()) <= 1e-4, errors
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn_bias": False, "mlp_bias": True},
+        {"mlp_bias": True, "layer_group_size": 2},
+        {"variate_layer_first": True},
+    ],
+)
+def test_gradients_of_other_architectures_are_the_official_ones(changes):
+    model = random_model("nano", **changes).train()
+    peer = official(model).train()
+    x, mask, visible, ids = batch(8 * PATCH, True, True, True)
+    for predicted in (model(x, mask, visible, ids), official_prediction(peer, x, mask, visible, ids)):
+        loss, weight = loss_sum(predicted, x, mask, visible, PATCH, 20.0)
+        (loss / weight).backward()
+    names = hub.official_names(model.config)
+    theirs = {n: p.grad for n, p in peer.named_parameters()}
+    errors = {n: relative(p.grad, theirs[names[n]]) for n, p in model.named_parameters()}
+    assert max(errors.values()) <= 1e-4, errors
+
+
+def test_bf16_gradients_point_where_those_of_fp32_do():
+    gradients = []
+    for enabled in (False, True):
+        model = random_model("nano").train()
+        x, mask, visible, ids = batch(8 * PATCH, True, True, True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            prediction = model(x, mask, visible, ids)
+        loss, weight = loss_sum(prediction, x, mask, visible, PATCH, 20.0)
+        (loss / weight).backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.ndim > 1})
+    exact, rounded = gradients
+    for name in exact:
+        assert rounded[name].dtype == torch.float32
+        assert torch.cosine_similarity(rounded[name].flatten(), exact[name].flatten(), dim=0) > 0.995, name
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(0, 1e-3), (1e9, 100), (1e30, 1e28), (3e38, 0)])
+def test_location_and_scale_are_those_of_a_running_update_in_float64(offset, spread):
+    """Welford's update, step by step; also where squares leave float32 and where the spread is far below the level."""
+    generator = torch.Generator().manual_seed(0)
+    x = (offset + spread * torch.randn(2, 3, 6 * PATCH, generator=generator, dtype=torch.float64)).float()
+    mask = torch.rand(x.shape, generator=generator) > 0.2
+    mask[0, 0, : 2 * PATCH] = False
+    loc, scale = causal_loc_scale(torch.where(mask, x, 0.0), mask, PATCH)
+    count, mean, squares = (torch.zeros(2, 3, dtype=torch.float64) for _ in range(3))
+    for t in range(x.shape[-1]):
+        seen = mask[..., t]
+        count += seen
+        step = torch.where(seen, x[..., t] - mean, 0.0)
+        mean = mean + step / count.clamp(min=1)
+        squares = squares + step * torch.where(seen, x[..., t] - mean, 0.0)
+        if t % PATCH == PATCH - 1:
+            at, expected = t // PATCH, (squares / (count - 1).clamp(min=1)).sqrt().clamp(min=1e-6)
+            torch.testing.assert_close(loc[..., at].double(), mean, rtol=1e-6, atol=0)
+            if spread:  # else it is what rounding leaves
+                torch.testing.assert_close(scale[..., at].double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
