@@ -15,6 +15,7 @@ from sides import Batch, Sides, count
 FLOAT = 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True], ids=["no masks needed", "gaps and several series"])
 def test_half_the_operations_and_half_the_traffic_of_the_official_modules(masks, monkeypatch):
     pytest.importorskip("toto2", reason="the official package is installed by make test")
