@@ -15,22 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipelines.grid import FREQ_SECONDS, freq_to_seconds
 from data_pipelines.series import Series
+from data_pipelines.sources import batches
 
-# Seconds per step of the frequency codes that appear in public archives; calendar units by their mean length.
-FREQ_SECONDS = {
-    "L": 1e-3,
-    "S": 1.0,
-    "T": 60.0,
-    "H": 3600.0,
-    "D": 86400.0,
-    "B": 86400.0,
-    "W": 7 * 86400.0,
-    "M": 30.4375 * 86400.0,
-    "Q": 91.3125 * 86400.0,
-    "A": 365.25 * 86400.0,
-    "Y": 365.25 * 86400.0,
-}
+__all__ = ["FREQ_SECONDS", "SCHEMA", "freq_to_seconds", "from_reader", "read", "write"]
 
 SCHEMA = pa.schema(
     [
@@ -46,17 +35,6 @@ SCHEMA = pa.schema(
         ("licence", pa.string()),
     ]
 )
-
-
-def freq_to_seconds(freq: str) -> float:
-    """'5T' -> 300.0. Raises ValueError on a code it does not know ('U', unknown, counts as one second)."""
-    digits = len(freq) - len(freq.lstrip("0123456789"))
-    unit = freq[digits:].split("-")[0].upper().rstrip("SE") or "S"
-    if freq == "U":
-        return 1.0
-    if unit not in FREQ_SECONDS:
-        raise ValueError(f"unknown frequency code {freq!r}; known units: {', '.join(FREQ_SECONDS)}")
-    return int(freq[:digits] or 1) * FREQ_SECONDS[unit]
 
 
 def write(path: str | Path, series: Iterable[Series]) -> int:
@@ -91,37 +69,47 @@ def write(path: str | Path, series: Iterable[Series]) -> int:
     return count
 
 
-def read(path: str | Path) -> Iterator[Series]:
-    """Yield the series of one file, a row group at a time."""
-    with pq.ParquetFile(path) as file:
-        columns = set(file.schema_arrow.names)
-        required = {"item_id", "source", "n_variates", "length", "target"}
-        if missing := required - columns:
-            raise ValueError(f"{path}: missing columns {sorted(missing)}; a series file has {SCHEMA.names}")
-        if not columns & {"interval", "freq"}:
-            raise ValueError(f"{path}: needs a column interval (seconds) or freq (code such as 5T)")
-        if not pa.types.is_floating(file.schema_arrow.field("target").type.value_type):
-            raise ValueError(
-                f"{path}: column target must be a list of floats, got {file.schema_arrow.field('target').type}"
-            )
-        for batch in file.iter_batches(batch_size=64):
-            rows = batch.drop_columns(["target"]).to_pylist()
-            for row, target in zip(rows, batch["target"], strict=True):
-                yield _series(row, target.values.to_numpy(zero_copy_only=False), path)
+def read(path: str | Path, groups: range | None = None) -> Iterator[Series]:
+    """Yield the series of one file (or URL), or of some of its row groups. ValueError names the file and the item."""
+    yield from from_reader(batches.parquet(str(path), groups))
 
 
-def _series(row: dict[str, Any], target: np.ndarray, path: str | Path) -> Series:
+def from_reader(reader: batches.Reader) -> Iterator[Series]:
+    """Series of Arrow batches in this layout."""
+    where, schema = reader.where, reader.schema
+    columns = set(schema.names)
+    required = {"item_id", "source", "n_variates", "length", "target"}
+    if missing := required - columns:
+        raise ValueError(f"{where}: missing columns {sorted(missing)}; a series file has {SCHEMA.names}")
+    if not columns & {"interval", "freq"}:
+        raise ValueError(f"{where}: needs a column interval (seconds) or freq (code such as 5T)")
+    target = schema.field("target").type
+    if not (pa.types.is_list(target) or pa.types.is_large_list(target)) or not pa.types.is_floating(target.value_type):
+        raise ValueError(f"{where}: column target must be a list of floats, got {target}")
+    for batch in reader.open():
+        rows = batch.drop_columns(["target"]).to_pylist()
+        for row, values in zip(rows, batch["target"], strict=True):
+            yield _series(row, values, where)
+
+
+def _series(row: dict[str, Any], target: pa.ListScalar, where: str) -> Series:
     """One row without its target, and the target's values."""
     item, variates, length = str(row["item_id"]), row["n_variates"], row["length"]
-    if target.size != variates * length:
-        raise ValueError(f"{path}: item {item}: target has {target.size} values for {variates} x {length}")
-    return Series(
-        values=target.astype(np.float32).reshape(variates, length),
-        interval=row["interval"] if "interval" in row else freq_to_seconds(row["freq"]),
-        source=row["source"],
-        item_id=item,
-        domain=row.get("domain") or "general",
-        start=row.get("start"),
-        variate_names=tuple(row.get("variate_names") or ()),
-        licence=row.get("licence") or "unknown",
-    )
+    if not target.is_valid or None in (variates, length):
+        raise ValueError(f"{where}: item {item}: target, n_variates or length is null")
+    values = target.values.to_numpy(zero_copy_only=False)
+    if values.size != variates * length:
+        raise ValueError(f"{where}: item {item}: target has {values.size} values for {variates} x {length}")
+    try:
+        return Series(
+            values=values.astype(np.float32).reshape(variates, length),
+            interval=row["interval"] if row.get("interval") is not None else freq_to_seconds(row.get("freq") or ""),
+            source=row["source"],
+            item_id=item,
+            domain=row.get("domain") or "general",
+            start=row.get("start"),
+            variate_names=tuple(row.get("variate_names") or ()),
+            licence=row.get("licence") or "unknown",
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: item {item}: {error}") from error

@@ -1,46 +1,45 @@
-"""Tables of stamped values (CSV or Parquet, long or wide) as series on a regular grid.
+"""Tables of stamped values (CSV, Parquet or Arrow, long or wide) as series on a regular grid.
 
     wide   one time column, every other column a variate of one series
     long   an item column and a time column; the other columns are the variates of each item
 
 The step of the grid is the usual step between stamps, pulled to the round interval nearby (15.02 s -> 15 s). Stamps
-are snapped to the grid: a slot nothing falls into is NaN, and of two rows in one slot the later wins.
+are snapped to the grid: a slot nothing falls into is NaN, and of two rows in one slot the later wins. An item with
+fewer than three steps takes the usual step of the table. A column without a name (a written index) is left out.
+
+A table is read in batches. Rows of a long one that outgrow `rows.SPILL_BYTES` go to temporary files, by a hash of the
+item, and are taken from there one file at a time. Items come sorted, within each such file.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipelines import grid
 from data_pipelines.series import Series
+from data_pipelines.sources import batches
+from data_pipelines.sources.columns import Clock, Fractions, is_list, numbers, plain
+from data_pipelines.sources.rows import Rows
 
 TIME_NAMES = ("timestamp", "datetime", "time", "date", "ts", "ds")
 ITEM_NAMES = ("item_id", "item", "unique_id", "series_id", "id")
-
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
-ROUND_INTERVALS = np.array(
-    [1, 2, 5, 10, 15, 20, 30]
-    + [_MINUTE * n for n in (1, 2, 3, 5, 10, 15, 20, 30)]
-    + [_HOUR * n for n in (1, 2, 3, 4, 6, 8, 12)]
-    + [_DAY * n for n in (1, 7, 30.4375, 91.3125, 365.25)]  # calendar units by their mean length
-)
-ROUND_WITHIN = 0.02  # relative; a month of 31 days is 1.8 % away from the mean month
-MAX_SPARSITY = 50  # slots per row beyond which stamps are events, not samples
 
 
 def is_series_file(path: str | Path) -> bool:
     """Whether a Parquet file has the series layout (a list column `target`), not a table's."""
     schema = pq.read_schema(path)
     index = schema.get_field_index("target")
-    return index >= 0 and (
-        pa.types.is_list(schema.field(index).type) or pa.types.is_large_list(schema.field(index).type)
-    )
+    return index >= 0 and is_list(schema.field(index).type)
 
 
 def read(
@@ -56,15 +55,14 @@ def read(
 
     counts gains what the grid changed, in rows: duplicate, out_of_order; in slots: gap. Errors name file and column.
     """
-    path = Path(path)
-    try:
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
-    except (ValueError, OSError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: cannot be read as a table ({error})") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        frame = frame.reset_index()
-    name = path.name.split(".")[0]
-    yield from from_frame(frame, source, name, counts, domain, licence, time, item, where=str(path))
+    where = str(path)
+    reader = batches.parquet(where) if where.endswith(".parquet") else batches.csv_table(where)
+    yield from from_reader(reader, source, stem(where), counts, domain, licence, time, item)
+
+
+def stem(where: str) -> str:
+    """'a/web.csv.gz' -> 'web': what the items of a file are named after."""
+    return where.rstrip("/").split("/")[-1].split(".")[0]
 
 
 def from_frame(
@@ -79,115 +77,133 @@ def from_frame(
     where: str = "table",
 ) -> Iterator[Series]:
     """`read` for a table in memory. Items are called `name`, or `name`/item in a long table; `where` begins errors."""
+    columns = {str(c): _column(frame[c]) for c in frame.columns}
+    table = pa.table(columns)
+    reader = batches.Reader(where, table.schema, lambda: iter(table.to_batches()), size=table.nbytes)
+    yield from from_reader(reader, source, name, counts, domain, licence, time, item)
+
+
+def from_reader(
+    reader: batches.Reader,
+    source: str,
+    name: str,
+    counts: Counter[str] | None = None,
+    domain: str = "general",
+    licence: str = "unknown",
+    time: str = "",
+    item: str = "",
+) -> Iterator[Series]:
+    """`read` for the batches of any file."""
     counts = Counter() if counts is None else counts
-    frame = frame.rename(columns=str)
-    time = _column(frame, time, TIME_NAMES, where, "time")
-    item = _column(frame, item, ITEM_NAMES, where, "item")
-    if not time:
-        raise ValueError(
-            f"{where}: no time column among {list(frame.columns)}; call it {TIME_NAMES[0]!r} or name it (source.time=)"
-        )
-    variates = [c for c in frame.columns if c not in (time, item)]
-    if frame.empty or not variates:
-        raise ValueError(f"{where}: {'no rows' if frame.empty else f'no value column beside {time!r}'}")
-    stamps = _stamps(frame[time], f"{where}: column {time!r}")
-    values = np.column_stack([_numbers(frame[c], f"{where}: column {c!r}") for c in variates])
-    if item:
-        if frame[item].isna().any():
-            raise ValueError(f"{where}: column {item!r}: row {_first(frame[item].isna())} names no item")
-        groups = [(f"{name}/{key}", rows) for key, rows in frame.groupby(item, sort=True).indices.items()]
-    else:
-        groups = [(name, np.arange(len(frame)))]
-    common = _interval(np.concatenate([_steps(stamps[rows]) for _, rows in groups]))
-    if common is None:
-        raise ValueError(f"{where}: column {time!r}: no item has two different time stamps")
-    for item_id, rows in groups:
-        steps = _steps(stamps[rows])
-        interval = (_interval(steps) if len(steps) >= 3 else None) or common
-        grid = to_grid(stamps[rows], values[rows], interval, counts, f"{where}: {item_id}")
-        start = pd.Timestamp(stamps[rows].min()).isoformat()
-        yield Series(grid, interval, source, item_id, domain, start, tuple(variates), licence)
+    layout = _Layout.of(reader, time, item)
+    clock = Clock(f"{reader.where}: column {layout.time!r}")
+    try:
+        rows = _collect(reader, layout, clock)
+    except Fractions:  # whole numbers first, then seconds with decimals: read again as those
+        clock = Clock(clock.where, fractions=True)
+        rows = _collect(reader, layout, clock)
+    with closing(rows):
+        common: float | None = None  # found only where an item needs it: it costs another pass
+        for key, stamps, values in rows.items():
+            stamps = clock.decode(stamps)
+            item_id = f"{name}/{key}" if layout.item else name
+            steps = grid.steps(stamps)
+            interval = grid.usual_interval(steps) if len(steps) >= 3 else None
+            if interval is None:
+                interval = common = common or _common(rows, clock)
+            fitted = grid.to_grid(stamps, values, interval, counts, f"{reader.where}: {item_id}")
+            start = pd.Timestamp(stamps.min()).isoformat()
+            yield Series(fitted, interval, source, item_id, domain, start, layout.variates, licence)
 
 
-def to_grid(stamps: np.ndarray, values: np.ndarray, interval: float, counts: Counter[str], where: str) -> np.ndarray:
-    """Rows of values [N, V] at stamps [N] (ns) -> float32 [V, T] with a step of `interval` seconds."""
-    order = np.argsort(stamps, kind="stable")
-    seconds = (stamps[order] - stamps[order[0]]) * 1e-9
-    # The grid runs through the middle of the jitter (circular mean), so that no stamp sits on a slot's edge.
-    angle = np.angle(np.exp(2j * np.pi * seconds / interval).mean())
-    slots = np.rint(seconds / interval - angle / (2 * np.pi)).astype(np.int64)
-    slots -= slots[0]
-    length = int(slots[-1]) + 1
-    if length > MAX_SPARSITY * len(stamps):
-        raise ValueError(
-            f"{where}: {len(stamps)} rows span {length} steps of {interval:g} s; "
-            "stamps this irregular are events: count or average them per interval first"
-        )
-    used = len(np.unique(slots))
-    counts["out_of_order"] += int((stamps < np.maximum.accumulate(stamps)).sum())
-    counts["duplicate"] += len(stamps) - used
-    counts["gap"] += length - used
-    grid = np.full((length, values.shape[1]), np.nan, dtype=np.float32)
-    with np.errstate(over="ignore"):  # beyond float32 becomes inf, which quality counts as impossible
-        grid[slots] = values[order]  # repeated slots: the last one written stays
-    return np.ascontiguousarray(grid.T)
+@dataclass(frozen=True)
+class _Layout:
+    """Which column is what; item is '' in a wide table."""
+
+    time: str
+    item: str
+    variates: tuple[str, ...]
+
+    @classmethod
+    def of(cls, reader: batches.Reader, time: str, item: str) -> _Layout:
+        names, where = reader.schema.names, reader.where
+        time = find(names, time, TIME_NAMES, where, "time")
+        item = find(names, item, ITEM_NAMES, where, "item")
+        if not time:
+            raise ValueError(
+                f"{where}: no time column among {names}; call it {TIME_NAMES[0]!r} or name it (source.time=)"
+            )
+        return cls(time, item, tuple(n for n in names if n and n not in (time, item)))
 
 
-def _column(frame: pd.DataFrame, asked: str, usual: tuple[str, ...], where: str, role: str) -> str:
+def find(names: list[str], asked: str, usual: tuple[str, ...], where: str, role: str) -> str:
     """Name of the column with this role; '' where there is none of the usual names."""
     if asked:
-        if asked not in frame.columns:
-            raise ValueError(f"{where}: no {role} column {asked!r}; there are {list(frame.columns)}")
+        if asked not in names:
+            raise ValueError(f"{where}: no {role} column {asked!r}; there are {names}")
         return asked
-    by_lower = {c.lower(): c for c in reversed(frame.columns)}
+    by_lower = {n.lower(): n for n in reversed(names)}
     return next((by_lower[n] for n in usual if n in by_lower), "")
 
 
-def _stamps(column: pd.Series, where: str) -> np.ndarray:
-    """Nanoseconds since 1970 (UTC). Numbers are seconds, ms, us or ns since 1970, told apart by their size."""
-    if pd.api.types.is_numeric_dtype(column):
-        largest = float(np.nanmax(np.abs(column.to_numpy(dtype=np.float64, na_value=np.nan)), initial=0.0))
-        unit = next(u for u, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17), ("ns", np.inf)) if largest < limit)
-        parsed = pd.to_datetime(column, unit=unit, utc=True, errors="coerce")
-    elif pd.api.types.is_datetime64_any_dtype(column):
-        parsed = pd.to_datetime(column, utc=True)
-    else:
-        parsed = pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601")
-        if parsed.isna().any():
-            parsed = pd.to_datetime(column, utc=True, errors="coerce", format="mixed")
-    if (bad := parsed.isna()).any():
-        raise ValueError(f"{where}: row {_first(bad)} holds {column[bad].iloc[0]!r}, which is no time stamp")
-    return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]").astype(np.int64)
+def _collect(reader: batches.Reader, layout: _Layout, clock: Clock) -> Rows:
+    """All rows, in memory or in temporary files. ValueError names the column and the row (from 1, without header)."""
+    where = reader.where
+    rows = Rows(clock.dtype, len(layout.variates), reader.size)
+    first = 0
+    try:
+        for batch in reader.open():
+            if not batch.num_rows:
+                continue
+            keys = _keys(batch, layout.item, where, first)
+            stamps = clock.encode(plain(batch.column(layout.time)), first)
+            values = np.empty((batch.num_rows, len(layout.variates)), dtype=np.float32)
+            for index, variate in enumerate(layout.variates):
+                values[:, index] = numbers(plain(batch.column(variate)), f"{where}: column {variate!r}", first)
+            rows.add(keys, stamps, values)
+            first += batch.num_rows
+        if not first or not layout.variates:
+            raise ValueError(f"{where}: {'no rows' if not first else f'no value column beside {layout.time!r}'}")
+    except BaseException:
+        rows.close()
+        raise
+    return rows
 
 
-def _numbers(column: pd.Series, where: str) -> np.ndarray:
-    if pd.api.types.is_datetime64_any_dtype(column):
-        raise ValueError(f"{where} holds time stamps, but another column is the time; drop one of them")
-    numbers = pd.to_numeric(column, errors="coerce")
-    if (bad := numbers.isna() & column.notna()).any():
-        raise ValueError(
-            f"{where}: row {_first(bad)} holds {column[bad].iloc[0]!r}, which is no number; "
-            "drop the column, or make it the item column of a long table (source.item=)"
-        )
-    return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def _first(mask: pd.Series) -> int:
-    """Row of the first True, counted from 1 without the header."""
-    return int(np.argmax(mask.to_numpy())) + 1
-
-
-def _steps(stamps: np.ndarray) -> np.ndarray:
-    """Seconds between distinct stamps."""
-    return np.diff(np.unique(stamps)) / 1e9
-
-
-def _interval(steps: np.ndarray) -> float | None:
-    """Usual step in seconds, or the round interval close to it; None without steps."""
-    if not len(steps):
+def _keys(batch: pa.RecordBatch, item: str, where: str, first: int) -> pa.DictionaryArray | None:
+    """The items of a batch's rows; None in a wide table."""
+    if not item:
         return None
-    median = np.median(steps)
-    # Neighbouring steps share a stamp, so their jitter cancels in the mean; gaps and duplicates stay out of it.
-    step = float(steps[(steps > 0.5 * median) & (steps < 1.5 * median)].mean())
-    near = float(ROUND_INTERVALS[np.argmin(np.abs(ROUND_INTERVALS - step))])
-    return near if abs(near - step) <= ROUND_WITHIN * near else step
+    column = plain(batch.column(item))
+    if column.null_count:
+        row = first + 1 + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise ValueError(f"{where}: column {item!r}: row {row} names no item")
+    if is_list(column.type) or pa.types.is_struct(column.type):
+        raise ValueError(f"{where}: column {item!r} holds {column.type}, which names no item (source.item=)")
+    return pc.cast(column, pa.string()).dictionary_encode()
+
+
+def _common(rows: Rows, clock: Clock) -> float:
+    """The step of the table: the median of its items' steps, an item weighing as many as it has."""
+    found: list[float] = []
+    weights: list[int] = []
+    for _, stamps, _ in rows.items():
+        steps = grid.steps(clock.decode(stamps))
+        interval = grid.usual_interval(steps)
+        if interval is not None:
+            found.append(interval)
+            weights.append(len(steps))
+    if not found:
+        raise ValueError(f"{clock.where}: no item has two different time stamps")
+    order = np.argsort(found, kind="stable")
+    total = np.cumsum(np.array(weights)[order])
+    return found[order[np.searchsorted(total, total[-1] / 2)]]
+
+
+def _column(column: pd.Series) -> pa.Array:
+    """A pandas column; objects of several types become text."""
+    try:
+        found = pa.Array.from_pandas(column)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        found = pa.array([None if missing else str(v) for v, missing in zip(column, column.isna(), strict=True)])
+    return found

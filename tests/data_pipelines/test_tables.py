@@ -1,14 +1,21 @@
 """Tables of any clock become series on a regular grid, and bad tables say what is wrong with them."""
 
+import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.sources import tables
+from data_pipelines.sources import batches, rows, tables
 
 
 def read_csv(tmp_path, text, **options):
@@ -111,3 +118,168 @@ def test_errors_name_the_file_the_column_and_the_row(tmp_path, text, message):
 def test_a_named_column_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no item column 'host'; there are"):
         read_csv(tmp_path, "time,v\n0,1\n60,2\n", item="host")
+
+
+def write_interleaved(file, items, steps, variates=2, seed=0):
+    """A long table sorted by time: every item's rows are all over the file."""
+    rng = np.random.default_rng(seed)
+    columns = {
+        "item": np.tile([f"pod-{i}" for i in range(items)], steps),
+        "ts": np.repeat(1_700_000_000 + 60 * np.arange(steps), items),
+        **{f"v{v}": rng.normal(size=items * steps).astype(np.float32) for v in range(variates)},
+    }
+    if file.suffix == ".parquet":
+        pq.write_table(pa.table(columns), file, row_group_size=5000)
+    else:
+        pyarrow.csv.write_csv(pa.table(columns), file)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_beyond_memory_gives_the_series_of_one_within(tmp_path, monkeypatch, suffix):
+    file = tmp_path / f"pods{suffix}"
+    write_interleaved(file, items=50, steps=400)
+    monkeypatch.setattr(batches, "CSV_BLOCK", 2**16)
+    counts = Counter()
+    whole = {s.item_id: s for s in tables.read(file, "s", counts)}
+    assert len(whole) == 50
+    assert list(whole) == sorted(whole)
+    monkeypatch.setattr(rows, "SPILL_BYTES", 2**15)
+    spilled_counts = Counter()
+    spilled = list(tables.read(file, "s", spilled_counts))
+    order = [s.item_id for s in spilled]
+    assert order != sorted(order)  # several partitions, so it did leave memory
+    assert sorted(order) == sorted(whole)
+    assert spilled_counts == counts
+    for s in spilled:
+        np.testing.assert_array_equal(s.values, whole[s.item_id].values)
+        assert (s.interval, s.start) == (60.0, whole[s.item_id].start)
+    assert [s.item_id for s in tables.read(file, "s")] == order
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(whole["pods/pod-3"].values[0], rng.normal(size=20_000).astype(np.float32)[3::50])
+
+
+def test_a_spilled_table_keeps_the_order_of_duplicates_and_the_common_step(tmp_path, monkeypatch):
+    lines = [f"{i},{60 * t},{t}" for t in range(40) for i in "abc"] + ["a,60,-1", "b,0,-2", "z,0,5", "a,60,-3"]
+    (tmp_path / "t.csv").write_text("item,time,v\n" + "\n".join(lines))
+    monkeypatch.setattr(rows, "SPILL_BYTES", 64)
+    counts = Counter()
+    found = {s.item_id: s for s in tables.read(tmp_path / "t.csv", "s", counts)}
+    assert found["t/a"].values[0, :3].tolist() == [0, -3, 2]
+    assert found["t/b"].values[0, :3].tolist() == [-2, 1, 2]
+    assert (found["t/z"].interval, found["t/z"].length) == (60.0, 1)
+    assert counts == {"out_of_order": 3, "duplicate": 3, "gap": 0}
+
+
+def test_no_temporary_file_stays(tmp_path, monkeypatch):
+    import tempfile
+
+    write_interleaved(tmp_path / "t.csv", items=20, steps=50)
+    monkeypatch.setattr(rows, "SPILL_BYTES", 1024)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    half = tables.read(tmp_path / "t.csv", "s")
+    next(half)
+    assert len(list(tmp_path.glob("toto-rows-*"))) == 1
+    half.close()
+    assert [f.name for f in tmp_path.iterdir()] == ["t.csv"]
+    (tmp_path / "bad.csv").write_text((tmp_path / "t.csv").read_text() + "pod-0,1700000000,high,1\n")
+    monkeypatch.setattr(batches, "CSV_BLOCK", 4096)
+    with pytest.raises(ValueError, match="row 1001 holds 'high'"):
+        list(tables.read(tmp_path / "bad.csv", "s"))
+    assert not list(tmp_path.glob("toto-rows-*"))
+
+
+PEAK = """
+import json, re, sys
+from data_pipelines.sources import batches, rows, tables
+rows.SPILL_BYTES, batches.CSV_BLOCK, batches.BATCH_ROWS = 4 * 2**20, 2**19, 8192
+points = sum(s.values.size for s in tables.read(sys.argv[1], "s"))
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]  # ru_maxrss counts the parent's too
+print(json.dumps([points, int(peak)]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_ten_times_as_long_takes_about_the_same_memory(tmp_path, suffix):
+    peaks = []
+    for times in (1, 10):
+        file = tmp_path / f"pods-{times}{suffix}"
+        write_interleaved(file, items=500, steps=300 * times, variates=8)
+        found = subprocess.run([sys.executable, "-c", PEAK, str(file)], capture_output=True, text=True, check=True)
+        points, kilobytes = json.loads(found.stdout)
+        assert points == 500 * 300 * times * 8
+        peaks.append(kilobytes / 1024)
+    # in memory the longer table's rows alone would be 63 MiB, the float64 columns of pandas 100
+    assert peaks[1] - peaks[0] < 20, peaks
+
+
+def test_a_wide_table_of_any_length_needs_no_partition(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "SPILL_BYTES", 64)
+    (s,), _ = read_csv(tmp_path, "time,a,b\n" + "".join(f"{t},{t},\n" for t in range(100)))
+    np.testing.assert_array_equal(s.values, [np.arange(100), [np.nan] * 100])
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [("99.5,1", 99.5), ("100,1.5", 100.0)],
+    ids=["stamps", "values"],
+)
+def test_decimals_that_begin_far_down_a_file_are_read(tmp_path, monkeypatch, later, expected):
+    monkeypatch.setattr(batches, "CSV_BLOCK", 64)
+    (s,), _ = read_csv(tmp_path, "time,v\n" + "".join(f"{t},{t}\n" for t in range(99)) + f"{later}\n")
+    assert s.values[0, -1] == float(later.split(",")[1])
+    assert s.length == round(expected) + 1
+
+
+def test_the_unit_of_stamps_is_told_by_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "CSV_BLOCK", 64)
+    stamps = np.arange(200) * 10**9  # the first batch alone looks like seconds
+    (s,), _ = read_csv(tmp_path, "time,v\n" + "".join(f"{t},1\n" for t in stamps))
+    assert (s.interval, s.length) == (10**6, 200)
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    text = "time,a,b,c\n 0, 1.5 ,True,NA\n10,-inf,false,\n20,1e39,TRUE,nan\n"
+    (s,), _ = read_csv(tmp_path, text)
+    np.testing.assert_array_equal(s.values, np.float32([[1.5, -np.inf, np.inf], [1, 0, 1], [np.nan] * 3]))
+
+
+def test_columns_of_one_name_and_of_none(tmp_path):
+    (s,), _ = read_csv(tmp_path, "\ufeff,time,v,v\n0,0,1,2\n1,60,3,4\n")
+    assert s.variate_names == ("v", "v.1")
+    np.testing.assert_array_equal(s.values, np.float32([[1, 3], [2, 4]]))
+
+
+def test_types_of_parquet_columns(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "id": pd.Categorical(["b", "a", "b", "a"]),
+            "time": pd.to_datetime(["2024-01-01", "2024-01-01", "2024-01-02", "2024-01-02"]).tz_localize("CET"),
+            "flag": [True, False, False, True],
+            "count": pd.array([1, None, 3, 4], dtype="Int64"),
+            "text": ["1", None, "2.5", "x"],
+        }
+    )
+    frame.loc[3, "text"] = "4"
+    frame.to_parquet(tmp_path / "t.parquet")
+    a, b = tables.read(tmp_path / "t.parquet", "s")
+    np.testing.assert_array_equal(a.values, np.float32([[0, 1], [np.nan, 4], [np.nan, 4]]))
+    np.testing.assert_array_equal(b.values, np.float32([[1, 0], [1, 3], [1, 2.5]]))
+    assert (a.item_id, a.start) == ("t/a", "2023-12-31T23:00:00")
+    frame.assign(when=frame["time"]).to_parquet(tmp_path / "u.parquet")
+    with pytest.raises(ValueError, match="column 'when' holds time stamps, but another column is the time"):
+        list(tables.read(tmp_path / "u.parquet", "s"))
+
+
+def test_the_row_of_an_error_counts_from_the_top_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "CSV_BLOCK", 64)
+    text = "id,time,v\n" + "".join(f"a,{t},1\n" for t in range(100))
+    for line, message in [
+        ("a,x,1\n", "row 101 holds 'x', which is no time stamp"),
+        ("a,100,x\n", "row 101 holds 'x', which is no number"),
+        (",100,1\n", "row 101 names no item"),
+        ("a,,1\n", "row 101 holds None, which is no time stamp"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_csv(tmp_path, text + line)

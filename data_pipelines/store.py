@@ -1,0 +1,179 @@
+"""Files of a dataset folder on a disk or behind any fsspec URL (s3://, gs://, hf://, http://, memory://)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import posixpath
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+_OPEN = 8192 if _DESCRIPTORS < 0 else max(16, _DESCRIPTORS // 8)  # files a Store keeps open
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
+MERGE_GAP = 32 * 2**10
+"""Ranges of one remote file closer than this are fetched together: as many bytes as a request's latency is worth."""
+
+
+def is_url(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def filesystem(url: str, **options: Any) -> tuple[Any, str]:
+    """(fsspec file system, path in it); ValueError where the package of the protocol is not installed."""
+    try:
+        return fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        protocol = url.split("://")[0]
+        raise ValueError(
+            f"{url}: reading {protocol}:// needs another package: pip install {_PACKAGES.get(protocol, protocol)}"
+        ) from error
+    except ValueError as error:  # an unknown protocol
+        raise ValueError(f"{url}: {error}") from error
+
+
+def join(folder: str | Path, name: str) -> str:
+    return posixpath.join(str(folder), name) if is_url(folder) else str(Path(folder) / name)
+
+
+class Store:
+    """Read access to the files of one folder by name. Copies to another process open their files anew.
+
+    Errors are ValueError (a file is missing or shorter than what is asked of it) and OSError, both naming the file.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = str(folder)
+        self.remote = is_url(folder)
+        self._files: dict[str, int] = {}
+        self._fs: Any = None
+        self._root = self.folder
+        self._pid = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}, "_fs": None}
+
+    def __del__(self) -> None:
+        # a forked worker shares the offsets of what its parent opened, which pread does not use; closing is its own
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
+
+    def where(self, name: str) -> str:
+        return join(self.folder, name)
+
+    def _remote(self) -> tuple[Any, str]:
+        if self._fs is None or self._pid != os.getpid():
+            # an instance of its own in every process: the threads of an asynchronous file system do not survive a fork
+            self._fs, self._root = filesystem(self.folder, skip_instance_cache=True)
+            self._pid = os.getpid()
+        return self._fs, self._root
+
+    def sizes(self, names: Sequence[str]) -> list[int | None]:
+        """Bytes of each file, None where it is missing. One listing for a remote folder."""
+        if self.remote:
+            fs, root = self._remote()
+            try:
+                listed = {posixpath.basename(e["name"].rstrip("/")): e["size"] for e in fs.ls(root, detail=True)}
+            except FileNotFoundError:
+                listed = {}
+            if any(size is None for size in listed.values()):  # plain web servers list names only
+                listed = {name: fs.info(posixpath.join(root, name))["size"] for name in names if name in listed}
+            return [listed.get(name) for name in names]
+        out: list[int | None] = []
+        for name in names:
+            try:
+                out.append(os.stat(os.path.join(self.folder, name)).st_size)
+            except OSError:
+                out.append(None)
+        return out
+
+    def load(self, name: str) -> bytes:
+        """A whole file."""
+        try:
+            if self.remote:
+                fs, root = self._remote()
+                return fs.cat_file(posixpath.join(root, name))
+            return Path(self.folder, name).read_bytes()
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.where(name)} is missing") from error
+
+    def sha256(self, name: str) -> str | None:
+        """Checksum of a file; None where it cannot be read."""
+        try:
+            if self.remote:
+                fs, root = self._remote()
+                with fs.open(posixpath.join(root, name), "rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            with open(os.path.join(self.folder, name), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
+
+    def array(self, name: str) -> np.ndarray:
+        """The array of a .npy file; mapped where it lies on a disk."""
+        try:
+            if not self.remote:
+                return np.load(os.path.join(self.folder, name), mmap_mode="r")
+            return np.load(io.BytesIO(self.load(name)))
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{self.where(name)} cannot be read ({error})") from error
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of a file from `offset` on."""
+        out = np.empty(size, np.uint8)
+        self.read_into([(name, offset, out)])
+        return out.tobytes()
+
+    def read_into(self, pieces: Sequence[tuple[str, int, Any]]) -> None:
+        """Fill each contiguous buffer of (file, offset, buffer) from its file; remote pieces are fetched together."""
+        if self.remote:
+            return self._fetch(pieces)
+        for name, offset, buffer in pieces:
+            view = memoryview(buffer)
+            self._short(name, os.preadv(self._descriptor(name), [view], offset), view.nbytes)
+
+    def _descriptor(self, name: str) -> int:
+        found = self._files.get(name)
+        if found is None:
+            if len(self._files) >= _OPEN:
+                os.close(self._files.pop(next(iter(self._files))))
+            try:
+                found = os.open(os.path.join(self.folder, name), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise ValueError(f"{self.where(name)} is missing") from error
+            self._files[name] = found
+        return found
+
+    def _short(self, name: str, got: int, asked: int) -> None:
+        if got != asked:
+            raise ValueError(f"{self.where(name)} is shorter than its index says; copy the dataset again or rebuild it")
+
+    def _fetch(self, pieces: Sequence[tuple[str, int, Any]]) -> None:
+        fs, root = self._remote()
+        merged: list[list] = []  # file, start, end, the pieces inside
+        for name, offset, buffer in sorted(pieces, key=lambda p: p[:2]):
+            view = memoryview(buffer).cast("B")
+            end = offset + view.nbytes
+            if merged and merged[-1][0] == name and offset <= merged[-1][2] + MERGE_GAP:
+                merged[-1][2] = max(merged[-1][2], end)
+                merged[-1][3].append((offset, view))
+            else:
+                merged.append([name, offset, end, [(offset, view)]])
+        paths = [posixpath.join(root, name) for name, *_ in merged]
+        starts, ends = [m[1] for m in merged], [m[2] for m in merged]
+        found = fs.cat_ranges(paths, starts, ends, on_error="return")
+        for (name, start, _, inside), data in zip(merged, found, strict=True):
+            if isinstance(data, FileNotFoundError):
+                raise ValueError(f"{self.where(name)} is missing") from data
+            if isinstance(data, Exception):
+                raise OSError(f"{self.where(name)} cannot be read: {data!r}") from data
+            for offset, view in inside:
+                part = data[offset - start : offset - start + view.nbytes]
+                self._short(name, len(part), view.nbytes)
+                view[:] = part
