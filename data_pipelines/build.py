@@ -1,81 +1,127 @@
-"""Sources -> quality -> groups no wider than a training row -> shards."""
+"""Source -> quality -> groups no wider than a training row -> parts -> shards and a report."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
+import hashlib
 import logging
-import os
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from omegaconf import OmegaConf
+import numpy as np
 
-from data_pipelines import shards
-from data_pipelines.quality import Counts, Rules, clean, split_wide
-from data_pipelines.series import Series
-from data_pipelines.sources import series_parquet, tables
-from data_pipelines.synthetic import prior
+from data_pipelines import assemble, executors
+from data_pipelines.counts import Counts
+from data_pipelines.leakage import Refused
+from data_pipelines.parts import Part, PartWriter
+from data_pipelines.quality import Rules, clean, reject, split_wide
+from data_pipelines.report import write_report
+from data_pipelines.sources import Source, Unit
+from data_pipelines.windows import near_duplicates
 
 log = logging.getLogger(__name__)
 
 MAX_VARIATES = 32  # a training row of the recipe holds this many
-QUICKSTART_VARIATES = 8  # rows of the quickstart are narrower
-SUFFIXES = {"parquet": (".parquet",), "csv": (".csv", ".csv.gz", ".csv.xz", ".csv.bz2", ".csv.zst")}
-SPLITS = ("train", "validation", "heldout")
-SPLITS_FILE = "splits.yaml"
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, how much now, how much in all): bytes of units read, then shards written."""
 
 
 @dataclass(frozen=True)
-class TableOptions:
-    """How to read tables that are not in the series layout; '' lets the reader decide."""
+class Options:
+    """How a build runs and what its shards look like."""
 
-    name: str = ""
-    """Source name of all tables; '' takes the folder of each file."""
-    domain: str = "observability"
-    licence: str = "unknown"
-    time: str = ""
-    item: str = ""
+    max_variates: int = MAX_VARIATES
+    """Wider groups are split evenly."""
+    shard_bytes: int = assemble.SHARD_BYTES
+    """A shard with more is divided."""
+    executor: str = "local"
+    """local: processes of this machine | ray: a Ray cluster, whose nodes all see `work`."""
+    workers: int = 0
+    """Processes (local), or CPUs of a Ray started here; 0 = all cores."""
+    work: str = ""
+    """Folder of the unfinished build; '' = beside the dataset, or here where that is a URL."""
+    replace: bool = False
+    """Whether a dataset that stands there may be replaced, once the new one is whole."""
+
+    def __post_init__(self) -> None:
+        if self.max_variates < 1:
+            raise ValueError(f"max_variates={self.max_variates} must be at least 1")
+        if self.shard_bytes < 1:
+            raise ValueError(f"shard_mb={self.shard_bytes / 2**20:g} must be positive")
+        if self.executor not in executors.EXECUTORS:
+            raise ValueError(f"executor={self.executor} is not one of {', '.join(executors.EXECUTORS)}")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative (0: all cores)")
 
 
 def build(
-    series: Iterable[Series],
+    source: Source,
     out: str | Path,
     config: dict[str, Any],
     rules: Rules | None = None,
-    counts: Counts | None = None,
-    replace: bool = False,
-    max_variates: int = MAX_VARIATES,
+    options: Options | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write series as a dataset at `out`; returns its manifest, whose "quality" says what was rejected and why.
+    """Write what a source holds as a dataset at `out` (a folder or a URL); returns its manifest.
 
-    config is what made the series, for the record. Groups wider than max_variates are split evenly. Raises ValueError
-    where nothing is left to write.
+    The bytes depend on the source, the rules and the options that shape shards alone. A build that was interrupted goes
+    on with the units it had not read. config is what made the source, for the record; "quality" in the manifest says
+    what was rejected. Raises ValueError where nothing is left to write.
     """
-    rules, counts = rules or Rules(), counts or Counts()
-    record = {**config, "quality": dataclasses.asdict(rules), "max_variates": max_variates}
-    kept = _cleaned(series, rules, counts, max_variates)
-    first = next(kept, None)
-    if first is None:
-        raise ValueError(f"{out}: nothing to write: {_why_empty(counts)}")
-    manifest = shards.write_shards(out, itertools.chain([first], kept), config=record, replace=replace)
-    manifest["quality"] = counts.as_dict()
-    file = Path(out) / shards.MANIFEST
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, file)
+    rules, options, tell = rules or Rules(), options or Options(), progress or (lambda *_: None)
+    shape = {"max_variates": options.max_variates, "shard_bytes": options.shard_bytes}
+    record = {**config, "quality": dataclasses.asdict(rules), **shape}
+    assemble.check_free(out, options.replace)
+    units = source.units()
+    refused = Refused.open(rules.refuse) if rules.refuse else None
+    settings = {**record, "schema": assemble.SCHEMA, "refuse": _version(rules.refuse)}
+    with assemble.workplace(out, options.replace, settings, options.work) as work:
+        jobs = [
+            StageJob(source, unit, rules, refused, options.max_variates, work / "parts" / _folder(unit))
+            for unit in units
+        ]
+        keep = {job.folder.name for job in jobs}
+        for stray in (work / "parts").iterdir():  # of units that have changed since, or were being written
+            if stray.name not in keep:
+                shutil.rmtree(stray, ignore_errors=True)
+        waiting = sorted((job for job in jobs if not job.folder.exists()), key=lambda j: -j.unit.size)
+        if len(waiting) < len(jobs):
+            log.warning("%d of %d pieces were read by an interrupted build", len(jobs) - len(waiting), len(jobs))
+        size = sum(unit.size for unit in units)
+        tell("read", size - sum(job.unit.size for job in waiting), size)
+        for i, _ in executors.run(options.executor, options.workers, stage, waiting):
+            tell("read", waiting[i].unit.size, size)
+        parts = [Part(job.folder) for job in jobs]
+        counts = Counts()
+        for part in parts:
+            counts.merge(Counts.from_json(part.facts["quality"]))
+        dropped = drop_near_duplicates(parts, rules.near_duplicate, counts)
+        if not counts.series_kept:
+            raise assemble.NothingToWrite(f"{out}: nothing to write: {_why_empty(counts)}")
+
+        def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
+            found: dict[int, Any] = {}
+            tell("shards", 0, len(jobs))
+            for i, result in executors.run(options.executor, options.workers, function, jobs):
+                found[i] = result
+                tell("shards", 1, len(jobs))
+            return iter([found[i] for i in range(len(jobs))])
+
+        manifest = assemble.write_all(work, parts, record, options.shard_bytes, run, dropped)
+        manifest["quality"] = counts.as_dict()
+        assemble.save_manifest(work, manifest)
+        write_report(work / "shards" / assemble.REPORT, manifest, counts, f"Build of {Path(str(out)).name}")
+        assemble.publish(work, out)
     return manifest
 
 
-def _cleaned(series: Iterable[Series], rules: Rules, counts: Counts, max_variates: int) -> Iterator[Series]:
-    for s in series:
-        fit = clean(s, rules, counts)
-        if fit is not None:
-            yield from split_wide(fit, max_variates, counts)
+def _version(path: str) -> list:
+    """What tells that a file or folder has changed."""
+    files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
+    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()] if path else []
 
 
 def _why_empty(counts: Counts) -> str:
@@ -85,100 +131,57 @@ def _why_empty(counts: Counts) -> str:
     return f"all {counts.series_read} series were rejected ({reasons}); see the quality.* settings"
 
 
-def find_files(path: str | Path, kind: str) -> list[Path]:
-    """Files of one kind ('parquet' or 'csv') at or below a path, in a fixed order; ValueError where there is none."""
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"source.path={path} does not exist; give a folder of {kind} files, or one file")
-    found = sorted(
-        f
-        for f in path.rglob("*")
-        if f.name.endswith(SUFFIXES[kind]) and not f.name.startswith(".") and not _is_ours(f.relative_to(path), path)
+@dataclass(frozen=True)
+class StageJob:
+    """One unit to read. Picklable."""
+
+    source: Source
+    unit: Unit
+    rules: Rules
+    refused: Refused | None
+    max_variates: int
+    folder: Path
+
+
+def _folder(unit: Unit) -> str:
+    return hashlib.sha256(f"{unit.key}\0{unit.version}".encode()).hexdigest()[:24]
+
+
+def stage(job: StageJob) -> None:
+    """Read, clean and split one unit into a part."""
+    counts = Counts()
+    with PartWriter(job.folder, job.unit.key, similar=job.rules.near_duplicate > 0) as part:
+        for series in job.source.read(job.unit, counts.table_rows):
+            fit = clean(series, job.rules, counts, job.refused)
+            if fit is not None:
+                part.add(fit, split_wide(fit, job.max_variates, counts))
+        part.facts["quality"] = counts.to_json()
+
+
+def drop_near_duplicates(parts: Sequence[Part], threshold: float, counts: Counts) -> list[np.ndarray]:
+    """Per part the groups that nearly repeat another one, which comes earlier in the order of name hashes.
+
+    That order knows nothing of files and processes, so the same corpus always loses the same series.
+    """
+    if not threshold:
+        return [np.empty(0, np.int64) for _ in parts]
+    where = np.concatenate(
+        [np.stack([np.full(n := len(part.groups), p), np.arange(n)], 1) for p, part in enumerate(parts)]
     )
-    if not found:
-        raise ValueError(f"source.path={path} holds no {kind} files (*{', *'.join(SUFFIXES[kind])})")
-    return found
-
-
-def _is_ours(file: Path, root: Path) -> bool:
-    """Whether a file lies in what an evaluation left below `root` (evaluation.json, or a cache DIR.eval)."""
-    folders = [root / parent for parent in file.parents][:-1]
-    return any(f.name.endswith(".eval") or (f / "evaluation.json").is_file() for f in folders)
-
-
-def read_files(path: str | Path, kind: str, options: TableOptions, counts: Counts) -> Iterator[Series]:
-    """Series of all files at a path: the series layout where a Parquet file has it, else tables.
-
-    A table's source is the folder it lies in; its items are named by its path below `path`.
-    """
-    path = Path(path)
-    for file in find_files(path, kind):
-        if kind == "parquet" and tables.is_series_file(file):
-            yield from series_parquet.read(file)
-            continue
-        source = options.name or file.resolve().parent.name or "tables"
-        prefix = file.parent.relative_to(path).as_posix() if path.is_dir() and options.name else "."
-        for s in tables.read(
-            file, source, counts.table_rows, options.domain, options.licence, options.time, options.item
-        ):
-            yield s if prefix == "." else dataclasses.replace(s, item_id=f"{prefix}/{s.item_id}")
-
-
-def read_splits(folder: str | Path) -> dict[str, list[str]]:
-    """Sources of the validation and held-out splits of a folder of series files; every other source is for training."""
-    file = Path(folder) / SPLITS_FILE
-    if not file.is_file():
-        raise ValueError(f"{file} is missing: it lists the sources of {', '.join(SPLITS[1:])}")
-    tree = OmegaConf.to_container(OmegaConf.load(file))
-    if (
-        not isinstance(tree, dict)
-        or set(tree) != set(SPLITS[1:])
-        or not all(isinstance(v, list) for v in tree.values())
-    ):
-        raise ValueError(f"{file}: must map {' and '.join(SPLITS[1:])} to lists of source names")
-    if both := set(tree["validation"]) & set(tree["heldout"]):
-        raise ValueError(f"{file}: {sorted(both)} are in both splits; a source belongs to one")
-    return {split: list(map(str, tree[split])) for split in SPLITS[1:]}
-
-
-def build_quickstart(
-    folder: str | Path,
-    out: str | Path,
-    synthetic_count: int = 3072,
-    synthetic_length: int = 2048,
-    seed: int = 0,
-    rules: Rules | None = None,
-    replace: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Build out/train, out/validation and out/heldout from the committed real series; split -> manifest.
-
-    Training also gets `synthetic_count` synthetic series of `synthetic_length` steps. Splits are disjoint by source.
-    """
-    out, splits, files = Path(out), read_splits(folder), find_files(folder, "parquet")
-    for split in SPLITS:  # before the first is built, not after two of them are
-        if (out / split).exists() and not replace:
-            raise ValueError(f"{out / split} exists; choose another folder or replace it (replace=true)")
-    split_of = {source: split for split, sources in splits.items() for source in sources}
-    present = {name for file in files for name in pq.read_table(file, columns=["source"])["source"].to_pylist()}
-    if missing := set(split_of) - present:
-        raise ValueError(f"{Path(folder) / SPLITS_FILE}: {sorted(missing)} are in no file of {folder}")
-
-    def real(split: str) -> Iterator[Series]:
-        for s in itertools.chain.from_iterable(map(series_parquet.read, files)):
-            if split_of.get(s.source, "train") == split:
-                yield s
-
-    manifests = {}
-    for split in SPLITS:
-        series: Iterable[Series] = real(split)
-        config: dict[str, Any] = {"source": "quickstart", "split": split}
-        if split == "train" and synthetic_count:
-            config |= {"synthetic_count": synthetic_count, "synthetic_length": synthetic_length, "seed": seed}
-            series = itertools.chain(
-                series, prior.series(prior.DEFAULT_WEIGHTS, synthetic_count, synthetic_length, seed)
-            )
-        manifests[split] = build(series, out / split, config, rules, replace=replace, max_variates=QUICKSTART_VARIATES)
-        log.info("%s: %d series", out / split, manifests[split]["series"])
-    return manifests
+    if not len(where):
+        return [np.empty(0, np.int64) for _ in parts]
+    low, high = (np.concatenate([np.array(part.groups[field]) for part in parts]) for field in ("low", "high"))
+    order = np.lexsort([low, high])
+    low, high, where = low[order], high[order], where[order]
+    same = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+    if len(same):  # rather than drop one of them as a near duplicate, and keep either by chance
+        p, g = where[same[0]].tolist()
+        raise assemble.twice(parts[p].group(g))
+    sketches = np.concatenate([np.array(part.groups["sketch"]) for part in parts])[order]
+    found = near_duplicates(sketches, threshold)
+    drop = np.flatnonzero(found >= 0)
+    for at in drop.tolist():
+        series = parts[where[at][0]].group(int(where[at][1]))
+        other = parts[where[found[at]][0]].group(int(where[found[at]][1]))
+        reject(counts, "near_duplicate", series, f"like {other.source}/{other.item_id}", kept=True)
+    return [where[drop][where[drop][:, 0] == p, 1] for p in range(len(parts))]

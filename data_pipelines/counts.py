@@ -127,7 +127,7 @@ def _fewest(rule: str, examples: list[Example], limit: int) -> list[Example]:
 def _gallery(examples: list[Example]) -> list[Example]:
     """At most KEPT_EXAMPLES: one of every source before a second one of any."""
     nth: Counter[str] = Counter()
-    ranked = []
+    ranked: list[tuple[int, int, Example]] = []
     for e in _fewest("", examples, len(examples)):
         ranked.append((nth[e.source], len(ranked), e))
         nth[e.source] += 1

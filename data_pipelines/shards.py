@@ -1,10 +1,12 @@
 """Datasets on disk: a folder of WebDataset tars, an index of offsets beside each, and one manifest.json.
 
-    manifest.json                 counts, histograms, licences, checksums, the config that made it
-    {source}-{k:06d}.tar          samples KEY.npy (float32 [V, T]) + KEY.json (the other fields of a Series)
-    {source}-{k:06d}.index.npy    one INDEX entry a series, so that values are read through mmap without the tar library
+    manifest.json            counts, histograms, licences, checksums, the config that made it
+    {source}.{bits}.tar      samples KEY.npy (float32 [V, T]) + KEY.json (the other fields of a Series)
+    {source}.{bits}.npy      one INDEX entry a series, so that values are read without the tar library
+    index.npy                all of those, shard after shard: one file to open for a corpus of many shards
 
-A shard holds one source only. The bytes depend on the series and their order alone: no times, no user names.
+A shard holds the series of one source whose names hash to its first bits (assemble.py), in the order of that hash. So
+the bytes are a function of the set of series: no order of arrival, no times, no user names.
 """
 
 from __future__ import annotations
@@ -12,14 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
-import mmap
-import os
-import re
-import resource
-import shutil
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -27,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.series import Series
+from data_pipelines.store import Store, is_url
 
-log = logging.getLogger(__name__)
-
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
+INDEX_FILE = "index.npy"
 INDEX = np.dtype(
     [
         ("shard", "<i4"),  # number of the shard within its source
@@ -42,146 +37,9 @@ INDEX = np.dtype(
         ("interval", "<f8"),  # seconds
         ("meta_offset", "<i8"),  # of the json text in the tar
         ("meta_size", "<i4"),
+        ("domain", "i1"),  # position in series.DOMAINS
     ]
 )
-_BLOCK = 512
-_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-_MAPPED = 8192 if _DESCRIPTORS < 0 else max(16, _DESCRIPTORS // 8)  # shards a ShardSet keeps mapped: a descriptor each
-
-
-def write_shards(
-    out: str | Path, series: Iterable[Series], config: dict, shard_bytes: int = 256 * 2**20, replace: bool = False
-) -> dict:
-    """Write a dataset folder and return its manifest. Sources may arrive interleaved.
-
-    Everything goes to a hidden sibling folder that is renamed when whole; an interrupted write leaves nothing at `out`.
-    """
-    out = Path(os.path.abspath(out))
-    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    if old.exists() and not out.exists():  # killed between the two renames below
-        old.rename(out)
-    if out.exists() and not replace:
-        raise ValueError(f"{out} exists; choose another folder or replace it (replace=true)")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise ValueError(f"{out} is no dataset (no {MANIFEST}), so it is not replaced; choose another folder")
-    config = json.loads(json.dumps(config))  # fails now rather than after the last series
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        manifest = _write_all(partial, series, config, shard_bytes)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
-
-
-def _write_all(folder: Path, series: Iterable[Series], config: dict, shard_bytes: int) -> dict:
-    writers: dict[str, _SourceWriter] = {}
-    total, seen = no_counts(), set()
-    for s in series:
-        if (s.source, s.item_id) in seen:
-            raise ValueError(f"series {s.source}/{s.item_id} appears twice; item ids must be unique within a source")
-        seen.add((s.source, s.item_id))
-        if s.source not in writers:
-            writers[s.source] = _SourceWriter(folder, s.source, shard_bytes)
-        writers[s.source].add(s)
-        count_series(total, s.values, s.interval, s.domain, s.licence)
-    if not writers:
-        raise ValueError("no series to write: the sources are empty or every series was rejected")
-    shards = [shard for name in sorted(writers) for shard in writers[name].close()]
-    sources = {name: w.counts for name, w in sorted(writers.items())}
-    return {"schema": SCHEMA, **total, "sources": sources, "shards": shards, "config": config}
-
-
-class _SourceWriter:
-    """Appends samples to the shards of one source; files are open only while written, so sources may be many."""
-
-    def __init__(self, folder: Path, source: str, shard_bytes: int):
-        self.folder, self.source, self.shard_bytes = folder, source, shard_bytes
-        self.stem = _stem(source)
-        self.counts = no_counts()
-        self.shards: list[dict] = []
-        self._start()
-
-    def _start(self) -> None:
-        self.size, self.digest = 0, hashlib.sha256()
-        self.rows: list[tuple] = []
-
-    @property
-    def _name(self) -> str:
-        return f"{self.stem}-{len(self.shards):06d}"
-
-    def add(self, s: Series) -> None:
-        key = f"{self.stem}-{self.counts['series']:08d}"
-        values = np.ascontiguousarray(s.values)
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
-        meta = json.dumps(_meta(s), sort_keys=True).encode()
-        npy = _member(f"{key}.npy", header.getvalue(), values.tobytes())
-        data = npy + _member(f"{key}.json", meta)
-        points = count_series(self.counts, values, s.interval, s.domain, s.licence)
-        offset, meta_offset = self.size + _BLOCK + header.tell(), self.size + len(npy) + _BLOCK
-        self.rows.append((len(self.shards), offset, *values.shape, points, s.interval, meta_offset, len(meta)))
-        self._append(data)
-        if self.size >= self.shard_bytes:
-            self._end()
-
-    def _append(self, data: bytes) -> None:
-        with open(self.folder / f"{self._name}.tar", "ab") as file:
-            file.write(data)
-        self.digest.update(data)
-        self.size += len(data)
-
-    def _end(self) -> None:
-        self._append(bytes(2 * _BLOCK))  # the end of a tar
-        index = self.folder / f"{self._name}.index.npy"
-        np.save(index, np.array(self.rows, INDEX))
-        self.shards.append(
-            {
-                "name": f"{self._name}.tar",
-                "source": self.source,
-                "series": len(self.rows),
-                "bytes": self.size,
-                "sha256": self.digest.hexdigest(),
-                "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
-            }
-        )
-        self._start()
-
-    def close(self) -> list[dict]:
-        if self.rows:
-            self._end()
-        return self.shards
-
-
-def _stem(source: str) -> str:
-    """File name of a source: itself where that is safe, else its safe letters and a hash that keeps it unique."""
-    safe = re.sub(r"[^a-zA-Z0-9_-]+", "_", source)[:64]
-    return safe if safe == source else f"{safe}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-
-
-def _member(name: str, *parts: bytes) -> bytes:
-    """One tar member with neutral owner and time, padded to whole blocks."""
-    info = tarfile.TarInfo(name)
-    info.size = sum(map(len, parts))
-    return b"".join((info.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-info.size % _BLOCK)))
-
-
-def _meta(s: Series) -> dict[str, Any]:
-    return {
-        "source": s.source,
-        "item_id": s.item_id,
-        "interval": s.interval,
-        "start": s.start,
-        "domain": s.domain,
-        "variate_names": list(s.variate_names),
-        "licence": s.licence,
-    }
 
 
 def no_counts() -> dict[str, Any]:
@@ -202,28 +60,48 @@ def count_series(counts: dict, values: np.ndarray, interval: float, domain: str,
     return points
 
 
+def add_counts(counts: dict, other: dict) -> None:
+    """Add what `other` counted."""
+    for key, value in other.items():
+        if isinstance(value, dict):
+            for k, n in value.items():
+                counts[key][k] = counts[key].get(k, 0) + n
+        else:
+            counts[key] += value
+
+
 def read_manifest(path: str | Path) -> dict:
-    """The manifest of a dataset folder; ValueError where there is none or it is of another schema."""
-    file = Path(path) / MANIFEST
-    if not Path(path).is_dir():
+    """The manifest of a dataset folder or URL; ValueError where there is none or it is of another schema."""
+    store = Store(path)
+    if not is_url(path) and not Path(path).is_dir():
         raise ValueError(f"{path} is no folder; build a dataset there with scripts/build_shards.py")
-    if not file.is_file():
-        raise ValueError(f"{path} holds no {MANIFEST}, so it is no dataset; build one with scripts/build_shards.py")
+    file = store.where(MANIFEST)
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(store.load(MANIFEST))
         schema = manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged ({error}); build the dataset again") from error
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no {MANIFEST}, so it is no dataset; build one with scripts/build_shards.py"
+        ) from error
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {schema}, this version reads {SCHEMA}; build the dataset again")
     return manifest
 
 
 class ShardSet:
-    """Read access to a dataset folder by (source, position); opening reads the manifest and checks file sizes only."""
+    """Read access to a dataset folder or URL by (source, position); opening reads the manifest and the index and
+    checks file sizes only.
 
-    def __init__(self, path: str | Path, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()):
-        self.path = Path(path)
+    bad: shards that are missing or have another size. Opening raises on them, unless `tolerate` keeps them there.
+    """
+
+    def __init__(
+        self, path: str | Path, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), tolerate: bool = False
+    ):
+        self.path = path if is_url(path) else Path(path)
+        self.store = Store(path)
         self.manifest = read_manifest(path)
         known = sorted(self.manifest["sources"])
         for glob in include:
@@ -234,15 +112,32 @@ class ShardSet:
         if not self.sources:
             raise ValueError(f"{path}: exclude {list(exclude)} leaves no source; there are: {', '.join(known)}")
         self._shards: dict[str, list[dict]] = {s: [] for s in self.sources}
+        spans: dict[str, list[int]] = {}
+        at = 0
         for shard in self.manifest["shards"]:
             if shard["source"] in self._shards:
-                check_size(self.path / shard["name"], shard["bytes"])
                 self._shards[shard["source"]].append(shard)
-        self._index: dict[str, np.ndarray] = {}
-        self._maps: dict[str, mmap.mmap] = {}
+                spans.setdefault(shard["source"], [at, at])[1] = at + shard["series"]
+            at += shard["series"]
+        self.bad = check_sizes(self.store, [s for of in self._shards.values() for s in of])
+        if self.bad and not tolerate:
+            raise ValueError(next(iter(self.bad.values())))
+        self._spans, self._total = spans, at
+        self._index = self._open_index()
+
+    def _open_index(self) -> dict[str, np.ndarray]:
+        index = self.store.array(INDEX_FILE)
+        if index.dtype != INDEX or len(index) != self._total:
+            raise ValueError(f"{self.store.where(INDEX_FILE)} does not fit the manifest; rebuild the dataset")
+        index = index.view(np.ndarray)  # still mapped; entries of a memmap are slow to reach
+        return {source: index[first:last] for source, (first, last) in self._spans.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_index": {}, "_maps": {}}  # every process maps for itself
+        return self.__dict__ | ({} if self.store.remote else {"_index": {}})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._index = self._index or self._open_index()  # every process maps for itself
 
     @property
     def fingerprint(self) -> str:
@@ -252,25 +147,48 @@ class ShardSet:
         ).hexdigest()
 
     def index(self, source: str) -> np.ndarray:
-        """INDEX entries of a source's series, in the order they were written."""
+        """INDEX entries of a source's series, in the order of its shards."""
         if source not in self._index:
-            if source not in self._shards:
-                raise ValueError(f"{self.path}: no source {source!r}; there are: {', '.join(self.sources)}")
-            self._index[source] = np.concatenate([load_index(self.path, s) for s in self._shards[source]])
+            raise ValueError(f"{self.path}: no source {source!r}; there are: {', '.join(self.sources)}")
         return self._index[source]
 
+    def _entry(self, source: str, i: int) -> dict[str, Any]:
+        return dict(zip(INDEX.names, self.index(source)[i].item(), strict=True))  # type: ignore[arg-type]
+
     def values(self, source: str, i: int) -> np.ndarray:
-        """float32 [V, T], NaN = missing; a read-only view of the mapped shard."""
-        entry = self.index(source)[i]
-        shape = int(entry["variates"]), int(entry["length"])
-        mapped = self._map(source, int(entry["shard"]))
-        return np.frombuffer(mapped, "<f4", shape[0] * shape[1], int(entry["offset"])).reshape(shape)
+        """float32 [V, T], NaN = missing."""
+        entry = self._entry(source, i)
+        out = np.empty((entry["variates"], entry["length"]), np.float32)
+        self.store.read_into([(self._shards[source][entry["shard"]]["name"], entry["offset"], out)])
+        return out
+
+    def pieces(self, source: str, i: int, start: int, out: np.ndarray) -> list[tuple[str, int, np.ndarray]]:
+        """What Store.read_into needs to fill out [V, steps] with the steps of a series from `start` on.
+
+        The rows of out must be contiguous. ValueError where the shard is known to be bad.
+        """
+        shard, offset, _, length, *_ = self.index(source)[i].item()
+        name = self._shards[source][shard]["name"]
+        if self.bad and (problem := self.bad.get(name)):
+            raise ValueError(problem)
+        if out.shape[1] == length and out.flags.c_contiguous:
+            return [(name, offset, out)]
+        first = offset + 4 * start
+        return [(name, first + 4 * length * v, row) for v, row in enumerate(out)]
+
+    def verify(self) -> dict[str, str]:
+        """Read every byte of the shards of these sources; returns and remembers in `bad` those that have changed."""
+        for shard in (s for of in self._shards.values() for s in of):
+            if shard["name"] not in self.bad and (found := self.store.sha256(shard["name"])) != shard["sha256"]:
+                where = self.store.where(shard["name"])
+                what = "cannot be read" if found is None else "has another checksum than the manifest says"
+                self.bad[shard["name"]] = f"{where} {what}; copy the dataset again or rebuild it"
+        return self.bad
 
     def meta(self, source: str, i: int) -> dict[str, Any]:
         """The fields of the series besides its values."""
-        entry = self.index(source)[i]
-        start = int(entry["meta_offset"])
-        return json.loads(self._map(source, int(entry["shard"]))[start : start + int(entry["meta_size"])])
+        entry = self._entry(source, i)
+        return json.loads(self.store.read(self.shard_name(source, i), entry["meta_offset"], entry["meta_size"]))
 
     def series(self, source: str, i: int) -> Series:
         meta = self.meta(source, i)
@@ -278,39 +196,21 @@ class ShardSet:
         return Series(values=self.values(source, i), **meta)
 
     def shard_name(self, source: str, i: int) -> str:
-        """File that holds a series, for messages."""
+        """File that holds a series."""
         return self._shards[source][int(self.index(source)[i]["shard"])]["name"]
 
-    def _map(self, source: str, shard: int) -> mmap.mmap:
-        entry = self._shards[source][shard]
-        name = entry["name"]
-        if name not in self._maps:
-            check_size(self.path / name, entry["bytes"])  # a map of a shortened file would end the process
-            if len(self._maps) >= _MAPPED:
-                del self._maps[next(iter(self._maps))]
-            with open(self.path / name, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            read_npy_header(mapped[_BLOCK : _BLOCK + 4096], self.path / name)
-            self._maps[name] = mapped
-        return self._maps[name]
 
-
-def check_size(file: Path, size: int) -> None:
-    if not file.is_file():
-        raise ValueError(f"{file} is missing; copy the dataset again or rebuild it")
-    if (found := file.stat().st_size) != size:
-        raise ValueError(f"{file} has {found} bytes, the manifest says {size}; copy the dataset again or rebuild it")
-
-
-def load_index(folder: Path, shard: dict) -> np.ndarray:
-    file = folder / shard["name"].replace(".tar", ".index.npy")
-    try:
-        index = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); copy the dataset again or rebuild it") from error
-    if index.dtype != INDEX or len(index) != shard["series"]:
-        raise ValueError(f"{file} does not fit its shard ({len(index)} entries for {shard['series']} series); rebuild")
-    return index
+def check_sizes(store: Store, shards: Sequence[dict]) -> dict[str, str]:
+    """Shard -> what is wrong with it, for those that are missing or do not have the size the manifest says."""
+    bad = {}
+    for shard, size in zip(shards, store.sizes([s["name"] for s in shards]), strict=True):
+        file = store.where(shard["name"])
+        if size is None:
+            bad[shard["name"]] = f"{file} is missing; copy the dataset again or rebuild it"
+        elif size != shard["bytes"]:
+            expected = f"{file} has {size} bytes, the manifest says {shard['bytes']}"
+            bad[shard["name"]] = f"{expected}; copy the dataset again or rebuild it"
+    return bad
 
 
 def read_npy_header(data: bytes, where: Path | str) -> tuple[tuple[int, ...], int]:

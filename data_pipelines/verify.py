@@ -12,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.assemble import index_name
+from data_pipelines.series import DOMAINS
 from data_pipelines.shards import (
     INDEX,
+    INDEX_FILE,
     MANIFEST,
-    check_size,
+    check_sizes,
     count_series,
-    load_index,
     no_counts,
     read_manifest,
     read_npy_header,
 )
+from data_pipelines.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -36,25 +39,39 @@ def verify(path: str | Path) -> list[str]:
     problems: list[str] = []
     counts = {source: no_counts() for source in manifest["sources"]}
     local: dict[str, int] = {}
+    indexes = []
     for shard in manifest["shards"]:
         file, source = path / shard["name"], shard["source"]
         local[source] = number = local.get(source, -1) + 1
         try:
-            check_size(file, shard["bytes"])
-            for what, name in (("sha256", file.name), ("index_sha256", file.name.replace(".tar", ".index.npy"))):
-                with open(path / name, "rb") as f:
-                    if hashlib.file_digest(f, "sha256").hexdigest() != shard[what]:
-                        raise ValueError(f"{path / name}: checksum differs from the manifest's; copy or build it again")
+            for problem in check_sizes(Store(path), [shard]).values():
+                raise ValueError(problem)
+            for what, name in (("sha256", file.name), ("index_sha256", index_name(file.name))):
+                check_digest(path / name, shard[what])
             found = np.array(list(_members(file, source, number, counts[source])), INDEX)
-            if not np.array_equal(found, load_index(path, shard)):
+            indexes.append(np.load(path / index_name(file.name)))
+            if not np.array_equal(found, indexes[-1]):
                 raise ValueError(f"{file}: the index beside it does not describe its content; rebuild the dataset")
         except (ValueError, KeyError, OSError, tarfile.TarError) as error:
             problems.append(str(error) if shard["name"] in str(error) else f"{file}: {error!r}")
+    try:
+        check_digest(path / INDEX_FILE, manifest["index_sha256"])
+        if not problems and not np.array_equal(np.load(path / INDEX_FILE), np.concatenate(indexes)):
+            raise ValueError(f"{path / INDEX_FILE}: differs from the indexes of the shards; rebuild the dataset")
+    except (ValueError, KeyError, OSError) as error:
+        problems.append(str(error))
     if not problems:
         for source, expected in manifest["sources"].items():
             if counts[source] != expected:
                 problems.append(f"{path / MANIFEST}: the counts of source {source} differ from its shards'")
     return problems
+
+
+def check_digest(file: Path, sha256: str) -> None:
+    """ValueError where a file's checksum is not the given one."""
+    with open(file, "rb") as f:
+        if hashlib.file_digest(f, "sha256").hexdigest() != sha256:
+            raise ValueError(f"{file}: checksum differs from the manifest's; copy or build it again")
 
 
 def _members(file: Path, source: str, number: int, counts: dict) -> Iterator[tuple]:
@@ -77,4 +94,13 @@ def _members(file: Path, source: str, number: int, counts: dict) -> Iterator[tup
                 what = "has no observed value" if seen.size == 0 else "is constant"
                 log.warning("%s: series %s/%s %s", file.name, source, meta["item_id"], what)
             offset = npy.offset_data + header
-            yield (number, offset, *shape, points, meta["interval"], text.offset_data, text.size)
+            yield (
+                number,
+                offset,
+                *shape,
+                points,
+                meta["interval"],
+                text.offset_data,
+                text.size,
+                DOMAINS.index(meta["domain"]),
+            )

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.build import TableOptions
+from data_pipelines.sources.files import FileSource
 from toto_train.arguments import fail_on, parse
 from toto_train.config import TasksConfig
 from toto_train.evaluation import peers
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "limit": TASKS.limit,
     "baselines": "installed",
     "baselines.context": 1024,
-    **{f"source.{k}": getattr(TableOptions(), k) for k in TABLE_KEYS},
+    **{f"source.{k}": getattr(FileSource("", "parquet"), k) for k in TABLE_KEYS},
     "out": "",
     "engine": "kernel",
     "checkpoint": "best",
@@ -102,7 +102,7 @@ def request(args: dict[str, Any]) -> Job:
         out=Path(args["out"] or f"evaluations/{name}-{path.resolve().name}"),
         baselines=_baselines(args["baselines"]),
         baseline_context=args["baselines.context"],
-        source=TableOptions(**{k: args[f"source.{k}"] for k in TABLE_KEYS}),
+        source=FileSource("", "parquet", **{k: args[f"source.{k}"] for k in TABLE_KEYS}),
         **{
             key: args[key]
             for key in (

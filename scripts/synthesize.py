@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from data_pipelines.synthetic import prior
 from toto_train.arguments import fail_on, parse
 

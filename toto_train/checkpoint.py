@@ -76,16 +76,19 @@ def save(
     position: Position,
     fingerprint: str,
     validation: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint and drop all but the newest `checkpoint.keep_last` and the best.
 
-    validation: `Validation.record` of exactly this step, where there was a validation.
+    validation: `Validation.record` of exactly this step, where there was a validation. data: `Order.facts`, whose
+    fingerprint is given: what a refusal to resume names.
     """
     record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in (validation or {}).items()}
     meta = {
         **asdict(position),
         "validation": record or None,
         "data_fingerprint": fingerprint,
+        "data": data or {},
         "config": asdict(config),
     }
     final = _write(run, _state(model, optimizer), meta)
@@ -137,7 +140,14 @@ def _write(run: Path, state: dict[str, Any], meta: dict[str, Any]) -> Path:
     return final
 
 
-def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fingerprint: str) -> Position:
+def resume(
+    run: Path,
+    config: Config,
+    model: Toto,
+    optimizer: NorMuonAdamW,
+    fingerprint: str,
+    data: dict[str, Any] | None = None,
+) -> Position:
     """Load the newest checkpoint into model and optimizer, in place; the start of the run where there is none.
 
     Settings such as learning rates stay those of the config. Raises ConfigError naming every setting that differs
@@ -147,8 +157,17 @@ def resume(run: Path, config: Config, model: Toto, optimizer: NorMuonAdamW, fing
     if not found:
         return Position()
     meta = read_meta(found[-1])
-    if problems := _differences(found[-1], meta, config, fingerprint):
+    if problems := _differences(found[-1], meta, config):
         raise ConfigError(problems)
+    if meta["data_fingerprint"] != fingerprint:
+        changes = data_changes(meta.get("data") or {}, data or {})
+        if not config.allow_data_change:
+            raise ConfigError([
+                f"{change}; rows would no longer be those that {found[-1]} was made for. Restore it, use another name= "
+                "or fresh=true, or go on with other rows from here: allow_data_change=true"
+                for change in changes
+            ])  # fmt: skip
+        log.warning("%s goes on with other data from step %d: %s", run, meta["step"], "; ".join(changes))
     _load(found[-1], _state(model, optimizer))
     log.info("resumed %s at step %d", run, meta["step"])
     return Position(meta["step"], meta["points"])
@@ -211,7 +230,23 @@ def read_meta(folder: Path) -> dict[str, Any]:
 _REMEDY = "remove this checkpoint's folder to go on from the one before"
 
 
-def _differences(folder: Path, meta: dict[str, Any], config: Config, fingerprint: str) -> list[str]:
+def data_changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "data") -> list[str]:
+    """What differs between two `Order.facts`, a line each; at least one line."""
+    out = []
+    for key in sorted({*before, *now}):
+        old, new, name = before.get(key), now.get(key), f"{prefix}.{key}"
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            out += data_changes(old, new, name)
+        elif old is None or new is None:
+            out.append(f"{name} is {'new' if old is None else 'gone'}")
+        else:
+            out.append(f"{name} changed" if len(f"{old}{new}") > 80 else f"{name} is {new!r} and was {old!r}")
+    return out or ["data: the mixture, its weights or its shards changed"]
+
+
+def _differences(folder: Path, meta: dict[str, Any], config: Config) -> list[str]:
     """Why a run with this config would not continue the run that was saved."""
     saved, now = meta["config"], asdict(config)
     remedy = "use that value, another name=, or fresh=true to start over"
@@ -223,11 +258,6 @@ def _differences(folder: Path, meta: dict[str, Any], config: Config, fingerprint
             if old != new:
                 name = f"{key}.{sub}" if sub else key
                 problems.append(f"{name}={new!r}, but {folder} was made with {old!r}; {remedy}")
-    if not problems and meta["data_fingerprint"] != fingerprint:
-        problems.append(
-            f"data.mixture: shards, weights or sources changed since {folder} was made; rows would no longer be "
-            "the ones this run was to see; restore them, or use another name= or fresh=true"
-        )
     if config.schedule.max_steps < meta["step"]:
         problems.append(f"schedule.max_steps={config.schedule.max_steps} is behind step {meta['step']} of {folder}")
     return problems

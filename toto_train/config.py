@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import OmegaConf
 
@@ -78,6 +79,43 @@ class MixtureEntry:
     exclude: list[str] = field(default_factory=list)
     balance: str = "sqrt"
     """How the weight is divided over the folder's sources: equal, sqrt (of points) or points."""
+    domain: str = ""
+    """Only series of this domain (observability, general or synthetic); empty takes all."""
+    min_interval: float = 0.0
+    """Only series sampled every so many seconds or slower."""
+    max_interval: float = 0.0
+    """Only series sampled faster than every so many seconds; 0 means no bound."""
+    downsample: int = 1
+    """Means over blocks of this many steps replace the steps: the same series at a coarser interval."""
+    augment: bool = True
+    """Whether data.augment applies to this entry's rows."""
+
+
+@dataclass
+class AugmentConfig:
+    """How often training windows are altered; each probability is drawn anew for every window of every row."""
+
+    mixup: float = 0.0
+    """Probability that a window becomes a mix of itself and one or two others of its row and shape (TSMixup of Chronos,
+    arXiv 2403.07815): each divided by its mean absolute value, Dirichlet(1.5) weights, in the window's own scale."""
+    time_flip: float = 0.0
+    """Probability that time runs backwards."""
+    sign_flip: float = 0.0
+    """Probability that the sign is turned."""
+    amplitude: float = 0.0
+    """Probability that the window is multiplied by a smooth positive curve through 2 to 5 log-normal knots."""
+    amplitude_sigma: float = 0.3
+    """Standard deviation of the logarithm of a knot."""
+    censor: float = 0.0
+    """Probability, for each variate, of being clipped from above or from below."""
+    censor_share: float = 0.2
+    """Largest share of a variate's observed values that clipping changes; shares are uniform up to it."""
+    missing: float = 0.0
+    """Probability, for each variate, of losing scattered values, contiguous gaps or both."""
+    missing_share: float = 0.1
+    """Largest share of a variate's observed values that is lost; shares are uniform up to it."""
+
+    PROBABILITIES: ClassVar = ("mixup", "time_flip", "sign_flip", "amplitude", "censor", "missing")
 
 
 @dataclass
@@ -88,6 +126,20 @@ class DataConfig:
     variates: int = 32
     length: int = 4096
     """Steps of a row; a multiple of the model's patch size."""
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Curriculum: first row of a stage -> weights that change there, as in {2000000: {synthetic: 0.2}}; rows, not steps
+    (step x global_rows), and a multiple of lanes. Weight 0 leaves an entry out for the stage."""
+    lanes: int = 64
+    """Row n reads from part n % lanes of every large source, so that a rank reads its share of the bytes; the number
+    of ranks should divide it."""
+    shuffle_rows: int = 64
+    """Windows are shuffled within the neighbourhood of so many rows, and neighbourhoods as wholes: more mixes better,
+    less reads fewer bytes at a time."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    on_fault: str = "stop"
+    """A window that cannot be read: stop | quarantine (its slot stays empty and is counted)."""
+    verify: str = "size"
+    """What is checked before training: size of every shard | full (every byte against its checksum)."""
     workers: int = 1
     """Loader processes per rank; 0 reads in the training process."""
     prefetch: int = 4
@@ -205,6 +257,8 @@ class Config:
     """Rows of one forward pass on one device; accumulation follows from the two."""
     fresh: bool = False
     """Start over: an existing run folder of this name is replaced."""
+    allow_data_change: bool = False
+    """Resume although the data, or what chooses rows from them, are not those the run began with."""
     init_from: str = ""
     """Run, checkpoint or Hugging Face folder whose weights a new run starts from, at step 0 with a fresh optimizer."""
     plan: bool = False

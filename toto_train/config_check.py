@@ -15,7 +15,8 @@ from typing import Any
 from omegaconf import BooleanNode, FloatNode, IntegerNode, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from toto_train.config import Config, ConfigError, MixtureEntry
+from data_pipelines.series import DOMAINS
+from toto_train.config import AugmentConfig, Config, ConfigError, MixtureEntry
 
 _NODES: dict[Any, Any] = {int: IntegerNode, float: FloatNode, bool: BooleanNode, str: StringNode}
 
@@ -53,9 +54,7 @@ def _fill(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
         elif dataclasses.is_dataclass(hints[key]):
             values[key] = _fill(hints[key], value, f"{where}.", problems)
         elif typing.get_origin(hints[key]) is dict:
-            entry = typing.get_args(hints[key])[1]
-            items = value.items() if isinstance(value, dict) else ()
-            values[key] = {str(k): _fill(entry, v, f"{where}.{k}.", problems) for k, v in items}
+            values[key] = _fill_dict(typing.get_args(hints[key])[1], value, where, problems)
         else:
             try:
                 if value is None:
@@ -70,6 +69,25 @@ def _fill(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
                 problems.append(f"{prefix}{f.name} is missing")
             values[f.name] = ""
     return cls(**values)
+
+
+def _fill_dict(kind: Any, value: Any, where: str, problems: list[str]) -> dict[str, Any]:
+    """A group whose keys are the user's: of dataclasses, of such groups, or of plain values."""
+    if not isinstance(value, dict):
+        problems.append(f"{where}={value!r} must be a group of settings")
+        return {}
+    if dataclasses.is_dataclass(kind):
+        return {str(k): _fill(kind, v, f"{where}.{k}.", problems) for k, v in value.items()}  # type: ignore[arg-type]
+    if typing.get_origin(kind) is dict:
+        inner = typing.get_args(kind)[1]
+        return {str(k): _fill_dict(inner, v, f"{where}.{k}", problems) for k, v in value.items()}
+    out = {}
+    for k, v in value.items():
+        try:
+            out[str(k)] = _leaf(kind, v)
+        except (OmegaConfBaseException, ValueError):
+            problems.append(f"{where}.{k}={v!r} is not a valid {_type_name(kind)}")
+    return out
 
 
 def _leaf(kind: Any, value: Any) -> Any:
@@ -97,6 +115,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "parallel.precision": ("fp32", "bf16"),
     "parallel.device": ("auto", "cpu", "cuda"),
     "logger.wandb": ("off", "offline", "online"),
+    "data.on_fault": ("stop", "quarantine"),
+    "data.verify": ("size", "full"),
     "validation.groups": ("keep", "split"),
     "heldout.groups": ("keep", "split"),
 }
@@ -104,7 +124,8 @@ TERMS = ("short", "medium", "long")
 POSITIVE = (
     "global_rows", "micro_rows", "model.d_model", "model.num_layers", "model.num_heads", "model.d_ff",
     "model.norm_eps", "model.patch_size", "model.residual_mult", "model.residual_attn_ratio", "objective.max_span",
-    "objective.label_clamp", "data.variates", "data.length", "data.prefetch", "validation.context",
+    "objective.label_clamp", "data.variates", "data.length", "data.lanes",
+    "data.shuffle_rows", "data.prefetch", "validation.context",
     "validation.max_windows", "heldout.context", "heldout.max_windows", "optimizer.normuon.lr",
     "optimizer.normuon.eps", "optimizer.adamw.lr", "optimizer.adamw.eps", "schedule.max_steps", "logger.every_steps",
     "checkpoint.every_steps", "checkpoint.keep_last",
@@ -163,8 +184,7 @@ def check(c: Config) -> list[str]:
     for name, entry in d.mixture.items():
         if entry.balance not in ("equal", "sqrt", "points"):
             out.append(f"data.mixture.{name}.balance={entry.balance!r} must be one of equal, sqrt, points")
-        if entry.weight < 0:
-            out.append(f"data.mixture.{name}.weight={entry.weight} must not be negative")
+        out += [f"data.mixture.{name}.{p}" for p in _entry_problems(entry)]
         if not entry.path and not c.plan:
             out.append(
                 f"data.mixture.{name}.path is empty; give data.mixture.{name}.path=FOLDER of shards "
@@ -172,6 +192,7 @@ def check(c: Config) -> list[str]:
             )
     if d.mixture and not sum(e.weight for e in d.mixture.values()) > 0:
         out.append("data.mixture: all weights are 0; give at least one entry a positive weight")
+    out += _stage_problems(c) + _augment_problems(d.augment)
     if not d.mixture and not c.plan:
         out.append("data.mixture is empty; choose data=quickstart, or data=shards data.mixture.corpus.path=FOLDER")
     if c.global_rows % c.micro_rows:
@@ -195,4 +216,46 @@ def check(c: Config) -> list[str]:
         out.append("validation.path is empty; give a folder of shards or set validate_every=0")
     if any(ch in c.name for ch in "/\\") or c.name in (".", ".."):
         out.append(f"name={c.name!r} must be a plain folder name")
+    return out
+
+
+def _entry_problems(entry: MixtureEntry) -> list[str]:
+    out = []
+    if entry.weight < 0:
+        out.append(f"weight={entry.weight} must not be negative")
+    if entry.domain and entry.domain not in DOMAINS:
+        out.append(f"domain={entry.domain!r} must be empty or one of {', '.join(DOMAINS)}")
+    if entry.min_interval < 0 or entry.max_interval < 0:
+        out.append(f"min_interval={entry.min_interval}, max_interval={entry.max_interval} must not be negative")
+    if entry.max_interval and entry.max_interval <= entry.min_interval:
+        out.append(f"max_interval={entry.max_interval} must be above min_interval={entry.min_interval}, or 0: no bound")
+    if entry.downsample < 1:
+        out.append(f"downsample={entry.downsample} must be 1 or more steps")
+    return out
+
+
+def _stage_problems(c: Config) -> list[str]:
+    """What is wrong with data.stages alone; whether a stage is long enough shows when the data are opened."""
+    out, d = [], c.data
+    for start, weights in d.stages.items():
+        where = f"data.stages.{start}"
+        if not start.isdecimal() or int(start) == 0 or int(start) % d.lanes:
+            out.append(f"{where}: a stage begins at a row number, a positive multiple of data.lanes={d.lanes}")
+        out += [
+            f"{where}: no entry {k!r} in data.mixture; {nearest(k, d.mixture)}" for k in weights if k not in d.mixture
+        ]
+        out += [f"{where}.{k}={w} must not be negative" for k, w in weights.items() if w < 0]
+    return out
+
+
+def _augment_problems(config: AugmentConfig, prefix: str = "data.augment") -> list[str]:
+    out: list[str] = []
+    for name in config.PROBABILITIES:
+        if not 0 <= (value := getattr(config, name)) <= 1:
+            out.append(f"{prefix}.{name}={value} must be in [0, 1]")
+    for name in ("censor_share", "missing_share"):
+        if not 0 < (value := getattr(config, name)) < 1:
+            out.append(f"{prefix}.{name}={value} must be in (0, 1); to turn it off set {prefix}.{name[:-6]}=0")
+    if not 0 < config.amplitude_sigma <= 2:
+        out.append(f"{prefix}.amplitude_sigma={config.amplitude_sigma} must be in (0, 2]")
     return out

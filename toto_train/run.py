@@ -19,13 +19,16 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from data_pipelines.store import is_url
 from toto_train import checkpoint, hub, plan
 from toto_train.callbacks.meters import Meters, MetricsFile
+from toto_train.callbacks.reads import Reads
 from toto_train.callbacks.saving import Saving
 from toto_train.callbacks.validation import Validation
 from toto_train.config import Config, ConfigError, RunStopped, TasksConfig, to_yaml
 from toto_train.data.loader import RowDataModule
 from toto_train.data.order import Order
+from toto_train.data.rows import verify_shards
 from toto_train.evaluation import output
 from toto_train.evaluation.job import pick_device, progress_bar
 from toto_train.evaluation.report import write_report
@@ -41,7 +44,8 @@ from toto_train.optim.recipe import build_optimizer
 log = logging.getLogger(__name__)
 
 
-OWN = ("checkpoints", "export", "metrics.csv", "scores.json", "rows.parquet", "seasonal_naive.parquet", "report.html",
+OWN = ("checkpoints", "export", "metrics.csv", "sources.csv", "scores.json",
+       "rows.parquet", "seasonal_naive.parquet", "report.html",
        "wandb", "wandb.id", "config.yaml")  # fmt: skip
 """What a run leaves in its folder; fresh=true removes these and nothing else."""
 
@@ -59,6 +63,7 @@ def run(config: Config) -> None:
         keep_freed_memory()
     data = RowDataModule(config)
     fingerprint = data.order.fingerprint
+    check_shards(config, data.order)
     validation = open_tasks(config, "validation", data.order) if config.validate_every else None
     heldout = open_tasks(config, "heldout", data.order) if config.report and config.heldout.path else None
     if config.logger.wandb != "off" and importlib.util.find_spec("wandb") is None:
@@ -67,7 +72,7 @@ def run(config: Config) -> None:
         log.info("%s\n", plan.describe(config))
         model = Toto.create(config.model, config.seed, device)
         optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
-        position = checkpoint.resume(folder, config, model, optimizer, fingerprint)
+        position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)
         if source and not position.step:
             source.load_into(model)
             if source.fingerprint == fingerprint:
@@ -76,19 +81,39 @@ def run(config: Config) -> None:
         data.start_step = position.step
         module = TrainingModule(config, model, optimizer, position)
         if position.step < config.schedule.max_steps:
-            fit(folder, module, data, validation, fingerprint)
+            fit(folder, module, data, validation)
         if config.report:
             finish(folder, config, device, heldout)
 
 
+def check_shards(config: Config, order: Order) -> None:
+    """data.verify=full: every byte, before anything is trained; what is bad stops the run or goes into quarantine."""
+    if config.data.verify == "full":
+        log.info("verifying the shards of %d sources", len(order.shares))
+        if bad := verify_shards(order):
+            if config.data.on_fault == "stop":
+                raise ValueError("\n".join(sorted(bad.values())))
+            log.warning("quarantine: %d shards: %s", len(bad), "; ".join(sorted(bad.values())))
+
+
 def describe_data(config: Config) -> str:
     """The mixture of a plan, where its shards are there to look at."""
-    missing = [entry.path for entry in config.data.mixture.values() if not Path(entry.path or "?").is_dir()]
+    paths = [entry.path for entry in config.data.mixture.values()]
+    missing = [path for path in paths if not is_url(path) and not Path(path or "?").is_dir()]
     if missing or not config.data.mixture:
         return f"data: not looked at, {', '.join(repr(p) for p in missing) or 'a mixture'} is missing"
     order = RowDataModule(config).order
-    lines = [f"data (share of rows; {order.fill:.0%} of their slots are observed)"]
-    lines += [f"  {share:6.1%}  {label}" for label, share in order.shares.items()]
+    wide = max(map(len, order.shares))
+    lines = [
+        f"data ({order.fill:.0%} of all slots are observed)",
+        f"  {'source'.ljust(wide)}  rows     fill  rows/epoch",
+    ]
+    for row in order.table():
+        fills = ", ".join(f"{v} {fill:.0%}" for v, fill in row["fills"].items())
+        lines.append(
+            f"  {row['label'].ljust(wide)}  {row['share']:6.2%}  {row['fill']:4.0%}  {row['rows']:10,}"
+            f"  by variates: {fills}"
+        )
     return "\n".join(lines)
 
 
@@ -99,10 +124,14 @@ def open_tasks(config: Config, key: str, order: Order) -> TaskSet:
         tasks = TaskSet.open(settings)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    trained = {(shards.path.resolve(), source) for shards, source in map(order.open, order.shares)}
-    if both := [s for s in tasks.sources if (Path(settings.path).resolve(), s) in trained]:
+    trained = {(_place(shards.path), source) for shards, source in map(order.open, order.shares)}
+    if both := [s for s in tasks.sources if (_place(settings.path), s) in trained]:
         log.warning("%s: %s are trained on too; their scores say nothing about unseen series", key, ", ".join(both))
     return tasks
+
+
+def _place(path: str | Path) -> str:
+    return str(path) if is_url(path) else str(Path(path).resolve())
 
 
 @contextmanager
@@ -159,9 +188,7 @@ def _clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def fit(
-    folder: Path, module: TrainingModule, data: RowDataModule, validation: TaskSet | None, fingerprint: str
-) -> None:
+def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: TaskSet | None) -> None:
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
@@ -169,8 +196,14 @@ def fit(
     record = checkpoint.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
     validating = Validation(validation, record["best"], record["bound"])
     meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total, validating)
-    saving = Saving(folder, fingerprint, validating)
-    callbacks: list[pl.Callback] = [validating, meters, saving]  # scores first, the other two take them along
+    saving = Saving(folder, data.order, validating)
+    reads = Reads(folder / "sources.csv", data.rows.labels, start, config.logger.every_steps)
+    callbacks: list[pl.Callback] = [
+        validating,
+        meters,
+        reads,
+        saving,
+    ]  # scores first, meters and saving take them along
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

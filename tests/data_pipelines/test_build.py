@@ -3,17 +3,19 @@
 import json
 import math
 import runpy
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines.build import SPLITS, build, build_quickstart, read_splits
-from data_pipelines.quality import Counts, Rules
+from data_pipelines.build import build
+from data_pipelines.quality import Rules
+from data_pipelines.quickstart import SPLITS, build_quickstart, read_splits
 from data_pipelines.series import Series
 from data_pipelines.shards import ShardSet, read_manifest
-from data_pipelines.sources import series_parquet
+from data_pipelines.sources import Unit, series_parquet
 from data_pipelines.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,39 +23,65 @@ QUICKSTART = ROOT / "quickstart"
 command = runpy.run_path(str(ROOT / "scripts" / "build_shards.py"))["main"]
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A source of series that are at hand."""
+
+    lists: dict[str, list[Series]]
+
+    def units(self):
+        return [Unit(key, len(found), "1") for key, found in self.lists.items()]
+
+    def read(self, unit, counts):
+        yield from self.lists[unit.key]
+
+
 def wave(source, item, variates=1, length=128, interval=60.0):
     rows = np.sin(np.arange(length) / 5 + np.arange(variates)[:, None]).astype(np.float32)
     return Series(rows, interval, source, item, licence="MIT")
 
 
+def by_item(folder, source):
+    """item id -> series of a source of a dataset."""
+    data = ShardSet(folder)
+    found = [data.series(source, i) for i in range(len(data.index(source)))]
+    assert len({s.item_id for s in found}) == len(found)
+    return {s.item_id: s for s in found}
+
+
 def write_csvs(folder, names, rows=100):
     for name in names:
+        rng = np.random.default_rng(list(name.encode()))
         file = folder / f"{name}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("time,load\n" + "".join(f"{60 * t},{t % 7}\n" for t in range(rows)))
+        file.write_text("time,load\n" + "".join(f"{60 * t},{rng.integers(100)}\n" for t in range(rows)))
 
 
 def test_what_is_written_is_what_was_read_and_the_manifest_counts_the_rest(tmp_path):
     flat = Series(np.ones((1, 128), np.float32), 60.0, "a", "flat")
     manifest = build(
-        [wave("a", "x"), flat, wave("a", "short", length=10), wave("b", "wide", 40)], tmp_path / "d", {"k": 1}
+        Listed({"u": [wave("a", "x"), flat, wave("a", "short", length=10), wave("b", "wide", 40)]}),
+        tmp_path / "d",
+        {"k": 1},
     )
     assert manifest == read_manifest(tmp_path / "d")
     assert verify(tmp_path / "d") == []
     assert manifest["quality"]["series_rejected"] == {"constant": 1, "too_short": 1}
     assert (manifest["quality"]["series_read"], manifest["quality"]["groups_split"]) == (4, 1)
     assert (manifest["config"]["k"], manifest["config"]["quality"]["min_length"]) == (1, 64)
-    data = ShardSet(tmp_path / "d")
-    np.testing.assert_array_equal(data.values("a", 0), wave("a", "x").values)
-    assert [data.series("b", i).item_id for i in (0, 1)] == ["wide/part1of2", "wide/part2of2"]
-    assert [data.values("b", i).shape for i in (0, 1)] == [(20, 128)] * 2
+    (x,) = by_item(tmp_path / "d", "a").values()
+    np.testing.assert_array_equal(x.values, wave("a", "x").values)
+    wide = by_item(tmp_path / "d", "b")
+    assert sorted(wide) == ["wide/part1of2", "wide/part2of2"]
+    for k, part in enumerate(sorted(wide)):
+        np.testing.assert_array_equal(wide[part].values, wave("b", "wide", 40).values[20 * k : 20 * k + 20])
 
 
 def test_nothing_left_is_an_error_that_says_why_and_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError, match=r"all 2 series were rejected \(too_short 2\)"):
-        build([wave("a", "x", length=9), wave("a", "y", length=9)], tmp_path / "d", {})
+        build(Listed({"u": [wave("a", "x", length=9), wave("a", "y", length=9)]}), tmp_path / "d", {})
     with pytest.raises(ValueError, match="holds no series"):
-        build([], tmp_path / "d", {}, Rules(), Counts())
+        build(Listed({"u": []}), tmp_path / "d", {}, Rules())
     assert not list(tmp_path.iterdir())
 
 
@@ -64,9 +92,9 @@ def test_csv_command_takes_each_folder_as_a_source(tmp_path, capsys):
     assert ShardSet(tmp_path / "out").sources == ("eu", "us")
     named = [f"source.path={tmp_path}/in", "source=csv", f"out={tmp_path}/out", "source.name=fleet", "replace=true"]
     assert command(named) == 0
-    data = ShardSet(tmp_path / "out")
-    assert [data.series("fleet", i).item_id for i in range(3)] == ["eu/web1", "eu/web2", "us/web1"]
-    assert data.series("fleet", 0).domain == "observability"
+    found = by_item(tmp_path / "out", "fleet")
+    assert sorted(found) == ["eu/web1", "eu/web2", "us/web1"]
+    assert {s.domain for s in found.values()} == {"observability"}
 
 
 def test_parquet_command_tells_series_files_from_tables(tmp_path, capsys):
@@ -90,7 +118,10 @@ def test_parquet_command_tells_series_files_from_tables(tmp_path, capsys):
         (["source=csv", "source.path={tmp}/bad.csv", "out={tmp}/o"], "no time column"),
         (["source=csv", "source.path={tmp}/short.csv", "out={tmp}/o"], "too_short 1"),
         (["source=csv", "source.path={tmp}/good.csv", "out={tmp}/taken"], "exists"),
-        (["source=csv", "source.path={tmp}/good.csv", "out={tmp}/o", "executor=ray"], "use executor=local"),
+        (
+            ["source=csv", "source.path={tmp}/good.csv", "out={tmp}/o", "executor=dask"],
+            "executor=dask is not one of local, ray",
+        ),
         (
             ["source=csv", "source.path={tmp}/good.csv", "out={tmp}/o", "source.domain=x"],
             "source.domain=x is not one of",

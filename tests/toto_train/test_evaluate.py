@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_pipelines import build
-from data_pipelines.build import TableOptions
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import ShardSet, write_shards
+from data_pipelines.shards import ShardSet
 from data_pipelines.sources import series_parquet
+from data_pipelines.sources.files import FileSource
 from toto_train import hub
 from toto_train.config import ModelConfig, TasksConfig
 from toto_train.evaluation import cache, job, output, peers, rows
@@ -66,20 +66,22 @@ def asked(model, data, tmp_path) -> job.Job:
 def test_a_folder_of_parquet_files_becomes_a_task_set_once(data):
     folder = cache.cache_folder(data)
     assert folder == data.with_name("data.eval")
-    shards = cache.as_shards(data, TableOptions(), folder)
+    shards = cache.as_shards(data, FileSource("", "parquet"), folder)
     assert {len(s) for s in map(ShardSet(shards).index, ("web", "db"))} == {5, 2}
-    assert list(cache.as_shards(data, TableOptions(), folder).parent.glob("shards-*")) == [shards]
+    assert list(cache.as_shards(data, FileSource("", "parquet"), folder).parent.glob("shards-*")) == [shards]
     series_parquet.write(data / "web.parquet", made("web", 6, 1))
-    assert len(ShardSet(cache.as_shards(data, TableOptions(), folder)).index("web")) == 6  # the files changed
-    assert cache.as_shards(shards, TableOptions(), folder) == shards
+    assert (
+        len(ShardSet(cache.as_shards(data, FileSource("", "parquet"), folder)).index("web")) == 6
+    )  # the files changed
+    assert cache.as_shards(shards, FileSource("", "parquet"), folder) == shards
 
 
 def test_folders_that_hold_nothing_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no parquet files"):
-        cache.as_shards(tmp_path / "empty", TableOptions(), tmp_path)
+        cache.as_shards(tmp_path / "empty", FileSource("", "parquet"), tmp_path)
     with pytest.raises(ValueError, match="missing does not exist"):
-        cache.as_shards(tmp_path / "missing", TableOptions(), tmp_path)
+        cache.as_shards(tmp_path / "missing", FileSource("", "parquet"), tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cache="):
         cache.cache_folder(tmp_path, str(tmp_path / "file" / "below"))
@@ -155,7 +157,7 @@ def test_what_an_evaluation_leaves_is_no_series_of_the_user(asked):
     cache.baseline("seasonal_naive", job.open_tasks(
         dataclasses.replace(asked.tasks, path=str(next(Path(f"{asked.tasks.path}.eval").glob("shards-*")))), 256, 32
     ), Path(asked.tasks.path) / "sub.eval")  # fmt: skip
-    names = {f.name for f in build.find_files(asked.tasks.path, "parquet")}
+    names = {f.key for f in FileSource(asked.tasks.path, "parquet").files()}
     assert names == {"web.parquet", "db.parquet"}
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig, ScheduleConfig
 from toto_train.data.loader import RowDataModule, RowDataset, RowLoader
 from toto_train.data.rows import Rows
@@ -18,6 +23,7 @@ from toto_train.model.decoder import group_ids
 from toto_train.model.toto import mask_flags
 
 STEPS, GLOBAL = 5, 8
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +148,75 @@ def test_read_errors_name_row_and_shard(tmp_path, workers):
     write_shards(tmp_path / "set", [Series(np.ones((1, 90), np.float32), 1.0, "s", "x")], {})
     c = config(tmp_path / "set", workers=workers)
     loader = RowDataModule(c).train_dataloader()
-    shard = tmp_path / "set" / "s-000000.tar"
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"row 0: cannot read series 0 of main/s .*s-000000\.tar"):
+    shard = tmp_path / "set" / "s.tar"
+    shard.write_bytes(shard.read_bytes()[:600])
+    with pytest.raises(ValueError, match=r"row 0: cannot read series 0 of main/s .*s\.tar"):
         list(loader)
+
+
+READER = """
+import hashlib, json, sys, time
+from toto_train.config_check import from_tree
+from toto_train.data.loader import RowDataset, RowLoader
+from toto_train.data.rows import Rows
+
+tree, start, world, rank, out = json.loads(sys.argv[1])
+config = from_tree(tree)
+if __name__ == "__main__":
+    loader = RowLoader(RowDataset(config, Rows(config), start, world, rank), config.data.workers, 2)
+    with open(out, "a") as file:
+        for batch in loader:
+            for i, n in enumerate(batch["row"].tolist()):
+                names = ("target", "target_mask", "cpm_mask", "series_ids")
+                digest = hashlib.sha256(b"".join(batch[k][i].numpy().tobytes() for k in names)).hexdigest()
+                file.write(f"{n} {digest}\\n")
+            file.flush()
+            time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_rows_after_sigkill_are_those_of_an_undisturbed_run_on_2_then_1_then_4_processes(folder, tmp_path):
+    """Real processes, killed without warning; each attempt goes on at the last step that all of its ranks finished."""
+    steps, per_step = 60, GLOBAL
+
+    def start(first: int, world: int, workers: int, tag: str) -> list[tuple[subprocess.Popen, Path]]:
+        made = config(folder, workers=workers)
+        made = config(folder, workers=workers)
+        made.schedule, made.validate_every = ScheduleConfig(steps, 0, 0), 0
+        made.validation.context = made.heldout.context = 64
+        out = []
+        for rank in range(world):
+            file = tmp_path / f"{tag}-{rank}"
+            arguments = json.dumps([dataclasses.asdict(made), first, world, rank, str(file)])
+            out.append((subprocess.Popen([sys.executable, "-c", READER, arguments], cwd=ROOT), file))
+        return out
+
+    def rows(files: list[Path]) -> dict[int, str]:
+        lines = [line.split() for f in files if f.exists() for line in f.read_text().splitlines(keepends=False)]
+        return {int(line[0]): line[1] for line in lines if len(line) == 2 and len(line[1]) == 64}
+
+    ((alone, file),) = start(0, 1, 0, "whole")
+    assert alone.wait(120) == 0
+    whole, seen, step = rows([file]), {}, 0
+    assert len(whole) == steps * per_step
+
+    def done() -> int:
+        """The first step of which a row is missing."""
+        return next((s for s in range(steps) if not seen.keys() >= set(range(s * per_step, (s + 1) * per_step))), steps)
+
+    for world, workers, until in ((2, 2, 12), (1, 0, 30), (4, 0, steps)):
+        ranks = start(step, world, workers, f"{world}")
+        deadline = time.time() + 120
+        while done() < until and time.time() < deadline:
+            time.sleep(0.05)
+            seen |= rows([f for _, f in ranks])
+        for process, _ in ranks:
+            process.kill()
+            process.wait()
+        seen |= rows([f for _, f in ranks])
+        step = done()
+        assert step >= until
+        seen = {n: digest for n, digest in seen.items() if n < step * per_step}
+    assert seen == whole

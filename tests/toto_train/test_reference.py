@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from toto_train.config import TasksConfig
 from toto_train.evaluation.reference import gluonts_scores
 from toto_train.evaluation.score import evaluate

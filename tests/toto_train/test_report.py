@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from toto_train.config import TasksConfig
 from toto_train.evaluation import page as pages
 from toto_train.evaluation.baselines import seasonal_naive

@@ -14,8 +14,8 @@ from gluonts.ev.metrics import MASE, Coverage, MeanWeightedSumQuantileLoss
 from gluonts.model.evaluation import evaluate_forecasts
 from gluonts.model.forecast import QuantileForecast
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from toto_train.config import TasksConfig
 from toto_train.evaluation import rows
 from toto_train.evaluation.baselines import LEVELS, seasonal_naive, seasonal_scale

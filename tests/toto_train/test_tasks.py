@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
+from data_pipelines.shards import ShardSet
 from toto_train.config import TasksConfig
 from toto_train.evaluation.baselines import seasonal_naive, seasonal_scale
 from toto_train.evaluation.tasks import TaskSet, code_of, horizon_of, season_of, window_count
@@ -103,9 +104,10 @@ def test_windows_lie_side_by_side_at_the_end(tmp_path):
     write_shards(tmp_path / "s", [series("a", "x", 1, 5000), series("a", "y", 1, 3000), series("a", "z", 1, 90)], {})
     w = TaskSet.open(TasksConfig(path=str(tmp_path / "s"))).windows
     # the shortest that has a window gives every series ceil(300 / 48) = 7 of them; 90 steps are too few for one
-    for number, length in ((0, 5000), (1, 3000)):
-        assert w["start"][w["series"] == number].tolist() == [length - 48 * k for k in range(7, 0, -1)]
-    assert set(w["series"]) == {0, 1}
+    number = {ShardSet(tmp_path / "s").meta("a", i)["item_id"]: i for i in range(3)}
+    for item, length in (("x", 5000), ("y", 3000)):
+        assert w["start"][w["series"] == number[item]].tolist() == [length - 48 * k for k in range(7, 0, -1)]
+    assert set(w["series"]) == {number["x"], number["y"]}
 
 
 def test_windows_hold_what_the_series_holds(folder):

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from toto_train import checkpoint
 from toto_train.callbacks.validation import Validation, sum_over_ranks
 from toto_train.checkpoint import Position

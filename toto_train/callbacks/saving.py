@@ -11,14 +11,15 @@ import lightning.pytorch as pl
 
 from toto_train import checkpoint
 from toto_train.callbacks.validation import Validation
+from toto_train.data.order import Order
 from toto_train.module import TrainingModule
 
 
 class Saving(pl.Callback):
     """Saves at step edges only. SIGTERM or Ctrl-C: finish the step, save, stop; a second Ctrl-C stops at once."""
 
-    def __init__(self, run: Path, fingerprint: str, validation: Validation):
-        self.run, self.fingerprint, self.validation = run, fingerprint, validation
+    def __init__(self, run: Path, order: Order, validation: Validation):
+        self.run, self.fingerprint, self.data, self.validation = run, order.fingerprint, order.facts, validation
         self.signal = 0
         """Number of the signal that asked the run to stop."""
 
@@ -42,7 +43,9 @@ class Saving(pl.Callback):
         chosen = record is not None and self.validation.chosen
         if self.signal or chosen or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
-                checkpoint.save(self.run, c, module.model, module.optimizer, module.position, self.fingerprint, record)
+                checkpoint.save(
+                    self.run, c, module.model, module.optimizer, module.position, self.fingerprint, record, self.data
+                )
         trainer.should_stop = trainer.should_stop or bool(self.signal)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

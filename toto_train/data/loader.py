@@ -73,13 +73,15 @@ class RowLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Tensors by the names of `Rows.batch`; `flags` and `points` stay plain, for use without a device sync."""
+        """Tensors by the names of `Rows.batch`; `flags` and `points` stay plain, for use without a device sync, and
+        `reads` holds source, seconds and lost as arrays."""
         for batch in super().__iter__():
             flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))
+            reads = {name: batch.pop(name) for name in ("source", "seconds", "lost")}
             tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
             if torch.cuda.is_available():  # what lets the copy to the device run beside the step
                 tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-            yield {**tensors, "flags": flags, "points": points}
+            yield {**tensors, "flags": flags, "points": points, "reads": reads}
 
     def __len__(self) -> int:
         data = self.dataset

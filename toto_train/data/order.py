@@ -1,12 +1,13 @@
 """Row n of a run -> the windows it holds: a pure function of (data config, seed, n) that costs the same for every n.
 
-Three questions, each answered by arithmetic and keyed bijections, none by a stored permutation:
+1. Which source? Lane n % L holds rows of every source by cumulative quotas: after m rows of lane l, the first K sources
+   have had floor(m S_K + l/L) of them, S the cumulative shares. Over all lanes that is floor(L m S_K) (Hermite's
+   identity), so every source is within one row of its share at each block end, in each lane and over all. A block of
+   rows is halved until small, each half with half of every source (rounded by keyed draw); then it is shuffled.
+2. Which row of the source? As many as came before: in its lane where the source is cut in slices, else in all lanes.
+3. Which windows? See source_order.py.
 
-1. Which source? Blocks of rows hold fixed counts of every source (differences of cumulative quotas floor(n S_k)), so
-   that at each block end every source is within one row of its share; the order inside a block is keyed.
-2. Which row of the source? Its j-th row lies in epoch j // rows; a bijection keyed by the epoch orders the epoch.
-3. Which windows? A row packs floor(variates / V) windows of V variates each. The windows of all series with V variates
-   are shuffled by a bijection keyed by the epoch and dealt to the rows; the last row of a class may have empty slots.
+Stages have constant shares each (a curriculum); quotas start anew with a stage, so that counts integrate the shares.
 """
 
 from __future__ import annotations
@@ -14,23 +15,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_right
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.shards import ShardSet
 from toto_train.config import DataConfig, MixtureEntry
+from toto_train.data.source_order import SourceOrder, Windows, key_of, mix, nothing_left, passes
+from toto_train.data.source_order import permute as permute
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the same config and seed begin to give other rows."""
-_ONE = 2**30
-"""Shares are integers out of this, so quotas are exact: int64 holds n * _ONE up to 8 billion rows."""
-_MASK = 2**64 - 1
+_BITS = 30
+_ONE = 2**_BITS
+"""Shares are integers out of this, so quotas are exact."""
+_SHORTEST = 16
+"""Fewest rows of a lane in a block: finding a block's counts should not cost more than its rows."""
+_LEAF = 256
+"""Rows of a lane that are shuffled at once."""
+_LEAVES = 1024
+"""How many of those are kept."""
 
 
 @dataclass(frozen=True)
@@ -40,94 +48,59 @@ class RowSpec:
     n: int
     source: str
     """Label entry/source."""
-    windows: tuple[tuple[int, int, int], ...]
-    """(series position in the source, first step, steps), all with equal variate counts."""
+    windows: Windows
+    """(series position in the source, first step, steps), all with equal variate counts; steps count as the entry
+    downsamples them."""
 
 
-def key_of(*names: object) -> int:
-    """64-bit key that stands for a list of names and numbers."""
-    return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8], "little")
+class _Stage:
+    """Quotas of the sources from row `first` on; m counts the rows of a lane since then."""
 
-
-def _mix(x: int, key: int) -> int:
-    """48-bit hash of a number (two rounds of xor-shift and multiply)."""
-    x = ((x ^ key) * 0xFF51AFD7ED558CCD) & _MASK
-    x = ((x ^ (x >> 32)) * 0xC4CEB9FE1A85EC53) & _MASK
-    return x >> 16
-
-
-def permute(x: int, size: int, key: int) -> int:
-    """Keyed bijection on 0 .. size-1.
-
-    A Feistel network over cells (left, right) of a grid that just covers the range; outside it, walk on until inside.
-    """
-    a = math.isqrt(max(size - 1, 0)) + 1
-    b = -(-size // a)
-    while True:
-        left, right = divmod(x, b)
-        for step in range(key, key + 8, 2):  # 8 additions also mix grids of a few cells
-            left = (left + _mix(right, step)) % a
-            right = (right + _mix(left, step + 1)) % b
-        x = left * b + right
-        if x < size:
-            return x
-
-
-class SourceOrder:
-    """The rows of one source: epochs of `rows` rows that visit every series."""
-
-    def __init__(self, label: str, index: np.ndarray, variates: int, length: int, seed: int):
-        self.label, self.variates, self.length, self.seed = label, variates, length, seed
-        if (widest := int(index["variates"].max())) > variates:
+    def __init__(self, name: str, first: int, shares: np.ndarray, labels: list[str], lanes: int, rows: int | None):
+        self.name, self.first, self.lanes = name, first, lanes
+        self.total = None if rows is None else rows // lanes
+        if not shares.any():
+            raise ValueError(f"{name}: no entry has both a positive weight and observed points")
+        exact = np.cumsum(shares)
+        self.cumulative = np.round(exact / exact[-1] * _ONE).astype(np.int64)
+        self.units = np.diff(self.cumulative, prepend=0)
+        if (lost := (shares > 0) & (self.units <= 0)).any():
+            label = labels[int(lost.argmax())]
+            raise ValueError(f"{name}: source {label} has a share of rows below 1e-9; give it more weight or none")
+        rarest = int(np.where(self.units > 0, self.units, _ONE + 1).argmin())
+        # A source's rows in a lane's block are two differences of floors apart, each less than 1 from its quota: more
+        # than b s - 2. With b >= 1/s that is an integer above -1, so no block takes rows back.
+        self.block = max(-(-_ONE // int(self.units[rarest])), -(-64 // lanes), _SHORTEST)
+        if self.total is not None and self.total < self.block:
             raise ValueError(
-                f"source {label} has a series of {widest} variates, a row takes data.variates={variates}; split wide "
-                "groups when the shards are built, or exclude the source"
+                f"{name} lasts for {self.total * lanes} rows and needs {self.block * lanes}, as its rarest source "
+                f"{labels[rarest]} has {self.units[rarest] / _ONE:.2g} of them; make the stage longer, or give the "
+                "source more weight or none"
             )
-        windows = np.maximum(1, index["length"] // length)
-        self._steps = index["length"].astype(np.int64)
-        self._classes: list[tuple[int, np.ndarray, np.ndarray]] = []  # (slots of a row, series, windows up to it)
-        ends, self.rows = [], 0
-        for v in np.unique(index["variates"]):
-            series = np.flatnonzero(index["variates"] == v)
-            upto = np.cumsum(windows[series])
-            slots = variates // int(v)
-            self.rows += -(-int(upto[-1]) // slots)
-            ends.append(self.rows)
-            self._classes.append((slots, series, upto))
-        self._ends = np.array(ends)
-        covered = np.minimum(1.0, windows * length / index["length"])
-        self.points = int(index["points"].sum())
-        self.points_per_row = float((index["points"] * covered).sum()) / self.rows
 
-    def windows(self, j: int) -> tuple[tuple[int, int, int], ...]:
-        """Windows of the source's j-th row."""
-        epoch, position = divmod(j, self.rows)
-        row_key, window_key, phase_key = _epoch_keys(self.seed, self.label, epoch)
-        row = permute(position, self.rows, row_key)
-        c = int(np.searchsorted(self._ends, row, side="right"))
-        slots, series, upto = self._classes[c]
-        row -= int(self._ends[c - 1]) if c else 0
-        total = int(upto[-1])
-        places = range(row * slots, min((row + 1) * slots, total))
-        return tuple(self._window(permute(p, total, window_key + c), series, upto, phase_key) for p in places)
+    def block_of(self, m: int) -> tuple[int, int, int]:
+        """(number, first m, rows per lane) of a block; the last of a stage takes in the remainder."""
+        number = m // self.block
+        if self.total is not None and number >= (last := self.total // self.block - 1):
+            return last, last * self.block, self.total - last * self.block
+        return number, number * self.block, self.block
 
-    def _window(self, w: int, series: np.ndarray, upto: np.ndarray, phase_key: int) -> tuple[int, int, int]:
-        """(series, first step, steps) of window w of a class."""
-        at = int(np.searchsorted(upto, w, side="right"))
-        i = int(series[at])
-        steps = int(self._steps[i])
-        count = max(1, steps // self.length)
-        # one phase per series and epoch: its windows slide together and cannot overlap
-        phase = _mix(i, phase_key) % (max(0, steps - count * self.length) + 1)
-        nth = w - (int(upto[at]) - count)
-        return i, phase + nth * self.length, min(steps, self.length)
+    def _quotas(self, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """(floor(m S_K), the first lane l where l/L carries it to the next integer: part + l/L >= 1)."""
+        high, low = divmod(m, _ONE)  # so that nothing overflows
+        product = low * self.cumulative
+        part = product & (_ONE - 1)
+        return high * self.cumulative + (product >> _BITS), -((part - _ONE) * self.lanes >> _BITS)
 
-
-@lru_cache(maxsize=4096)
-def _epoch_keys(seed: int, label: str, epoch: int) -> tuple[int, int, int]:
-    """Keys of the order of rows, of windows, and of phases."""
-    rows, windows, phase = (key_of(seed, "order", label, epoch, what) for what in ("rows", "windows", "phase"))
-    return rows, windows, phase
+    def counts(self, lane: int, start: int, end: int) -> np.ndarray:
+        """[3, sources]: rows of each source in a lane before m = start, in it before end, and in all lanes before start
+        or in a lower one before end."""
+        (whole, carry), (then, carries) = self._quotas(start), self._quotas(end)
+        all_lanes = self.lanes * whole + np.maximum(0, self.lanes - carry)
+        lower = lane * (then - whole) + np.maximum(0, lane - carries) - np.maximum(0, lane - carry)
+        out = np.stack([whole + (lane >= carry), then + (lane >= carries), all_lanes + lower])
+        out[:, 1:] -= out[:, :-1].copy()
+        return out
 
 
 class Order:
@@ -139,65 +112,112 @@ class Order:
         self.config, self.seed = config, seed
         self._shards: dict[str, ShardSet] = {}
         self._sources: list[SourceOrder] = []
-        shares: list[float] = []
+        starts, weights = _stage_weights(config)
+        ratios: dict[str, list[float]] = {}
         for name, entry in sorted(config.mixture.items()):
-            if entry.weight > 0:
-                shares += self._add_entry(name, entry)
-        if not shares:
-            raise ValueError("data.mixture: no entry has both a positive weight and observed points")
-        exact = np.cumsum(shares) / sum(shares)
-        self._cumulative = np.round(exact * _ONE).astype(np.int64)
-        self._cumulative[-1] = _ONE
-        units = np.diff(self._cumulative, prepend=0)
-        if units.min() <= 0:
-            label = self._sources[int(units.argmin())].label
-            raise ValueError(f"source {label} has a share of rows below 1e-9; give it more weight or exclude it")
-        self.shares: dict[str, float] = {s.label: u / _ONE for s, u in zip(self._sources, units.tolist(), strict=True)}
-        # Differences of floors move by less than 2 from the share: a block owed 2 rows of every source takes back none.
-        self.block = max(64, -(-2 * _ONE // int(units.min())))
-        self._cached: tuple[int, Any] = (-1, None)  # the last block asked for
+            if any(w[name] > 0 for w in weights):
+                ratios[name] = self._add_entry(name, entry)
+        labels = [s.label for s in self._sources]
+        self._stages: list[_Stage] = []
+        for k, (first, of) in enumerate(zip(starts, weights, strict=True)):
+            shares = np.array([of[name] * r for name, ratio in ratios.items() for r in ratio])
+            rows = starts[k + 1] - first if k + 1 < len(starts) else None
+            name = f"data.stages.{first}" if k else "data.mixture"
+            self._stages.append(_Stage(name, first, shares, labels, config.lanes, rows))
+        self._starts = starts
+        self._sliced = np.array([s.sliced for s in self._sources])
+        self._before = self._counts_before_stages()
+        self.shares: dict[str, float] = dict(zip(labels, (self._stages[0].units / _ONE).tolist(), strict=True))
+        """Label -> share of rows in the first stage."""
+        self.block = self._stages[0].block * config.lanes
+        """Rows of a block in the first stage."""
+        self._leaves: dict[tuple[int, int, int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def _add_entry(self, name: str, entry: MixtureEntry) -> list[float]:
-        """Open one folder; returns the unnormalised share of rows of each of its sources."""
+        """Open one folder; returns rows per weight of each of its sources."""
         try:
-            shards = ShardSet(entry.path, entry.include, entry.exclude)
+            shards = ShardSet(entry.path, entry.include, entry.exclude, tolerate=self.config.on_fault == "quarantine")
         except ValueError as error:
             raise ValueError(f"data.mixture.{name}: {error}") from error
         found: list[SourceOrder] = []
+        rejected = 0
         for source in shards.sources:
-            label = f"{name}/{source}"
-            order = SourceOrder(label, shards.index(source), self.config.variates, self.config.length, self.seed)
+            label, index = f"{name}/{source}", shards.index(source)
+            taken = np.flatnonzero(passes(index, entry))
+            if not len(taken):
+                rejected += 1
+                continue
+            order = SourceOrder(label, index, self.config, self.seed, taken, entry.downsample)
             if order.points:
                 found.append(order)
                 self._shards[label] = shards
             else:
                 log.warning("source %s has no observed value and is left out", label)
+        if rejected == len(shards.sources):
+            raise ValueError(f"data.mixture.{name}: {nothing_left([shards.index(s) for s in shards.sources], entry)}")
         power = {"equal": 0.0, "sqrt": 0.5, "points": 1.0}[entry.balance]
         parts = [s.points**power for s in found]
         self._sources += found
         # weights are shares of observed points, so a source with emptier rows gets more of them
-        return [entry.weight * p / sum(parts) / s.points_per_row for p, s in zip(parts, found, strict=True)]
+        return [p / sum(parts) / s.points_per_row for p, s in zip(parts, found, strict=True)]
+
+    def _counts_before_stages(self) -> list[np.ndarray]:
+        """For each stage: [lanes + 1, sources] rows of the stages before it in each lane, and in all."""
+        lanes = range(self.config.lanes)
+        out = [np.zeros((len(lanes) + 1, len(self._sources)), np.int64)]
+        for stage in self._stages[:-1]:
+            assert stage.total is not None
+            of = np.stack([stage.counts(lane, 0, stage.total)[1] for lane in lanes])
+            out.append(out[-1] + np.concatenate([of, of.sum(axis=0, keepdims=True)]))
+        return out
 
     def row(self, n: int) -> RowSpec:
         """What row n holds."""
         if n < 0:
             raise ValueError(f"rows are counted from 0, got {n}")
-        number, position = divmod(n, self.block)
-        before, upto, key = self._block(number)
-        place = permute(position, self.block, key)
-        k = int(np.searchsorted(upto, place, side="right"))
-        j = int(before[k]) + place - (int(upto[k - 1]) if k else 0)
-        source = self._sources[k]
-        return RowSpec(n, source.label, source.windows(j))
+        k = bisect_right(self._starts, n) - 1
+        m, lane = divmod(n - self._starts[k], self.config.lanes)
+        number, start, size = self._stages[k].block_of(m)
+        at, low = m - start, 0
+        while size > _LEAF:  # which leaf of the halving
+            low, size = (low, size // 2) if at < low + size // 2 else (low + size // 2, size - size // 2)
+        leaf = self._leaves.get((k, number, lane, low))
+        if leaf is None:
+            if len(self._leaves) >= _LEAVES:
+                del self._leaves[next(iter(self._leaves))]
+            leaf = self._leaves[k, number, lane, low] = self._make_leaf(k, lane, number, m)
+        source = self._sources[leaf[0][at - low]]
+        return RowSpec(n, source.label, source.windows(int(leaf[1][at - low]), lane))
 
-    def _block(self, number: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """(rows of each source before the block, cumulative rows of the sources in it, key of its order)."""
-        if number != self._cached[0]:
-            first = number * self.block
-            start, end = (n * self._cumulative // _ONE for n in (first, first + self.block))
-            block = np.diff(start, prepend=0), end - start, key_of(self.seed, "order", "block", number)
-            self._cached = number, block
-        return self._cached[1]
+    def _make_leaf(self, k: int, lane: int, number: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, row of the source) of the rows that are shuffled together with the m-th of a lane in stage k."""
+        stage = self._stages[k]
+        number, start, size = stage.block_of(m)
+        key = key_of(self.seed, "order", "block", stage.first, number, lane)
+        before, then, of_all = stage.counts(lane, start, start + size)
+        earlier = self._before[k]
+        base = np.where(self._sliced, earlier[lane] + before, earlier[-1] + of_all)
+        upto = np.cumsum(then - before)  # rows of the first K sources in what is left of the block
+        passed = np.zeros_like(upto)  # and in what was cut off before it
+        at, low = m - start, 0
+        while size > _LEAF:
+            half = size // 2
+            # quotas again, with a keyed offset: half the rows of each source, rounded so that the sum is right
+            left = (upto * half + mix(low, key + size) % size) // size
+            if at < low + half:
+                upto, size = left, half
+            else:
+                upto, passed, low, size = upto - left, passed + left, low + half, size - half
+        counts, base = np.diff(upto, prepend=0), base + np.diff(passed, prepend=0)
+        sources = np.repeat(np.arange(len(counts)), counts)
+        rows = np.arange(size) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(base, counts)
+        keys = mix(np.arange(size, dtype=np.uint64), mix(low, key))
+        places = np.argsort(keys, kind="stable")
+        # a source's rows come in their order, wherever the shuffle put them: neighbours read neighbouring bytes
+        shuffled = sources[places]
+        numbers = np.empty_like(rows)
+        numbers[np.argsort(shuffled, kind="stable")] = rows
+        return shuffled, numbers
 
     def open(self, label: str) -> tuple[ShardSet, str]:
         """The dataset folder and the source's name in it."""
@@ -205,13 +225,72 @@ class Order:
 
     @property
     def fill(self) -> float:
-        """Expected share of a row's slots that hold an observed value."""
+        """Expected share of a row's slots that hold an observed value, in the first stage."""
         points = sum(self.shares[s.label] * s.points_per_row for s in self._sources)
         return points / (self.config.variates * self.config.length)
 
+    def table(self) -> list[dict[str, Any]]:
+        """For each source: label, share (of rows in the first stage), shares (in each stage), sliced, rows (of an
+        epoch), fill, fills (by variates of the windows)."""
+        slots = self.config.variates * self.config.length
+        return [
+            {
+                "label": s.label,
+                "share": self.shares[s.label],
+                "shares": [int(stage.units[i]) / _ONE for stage in self._stages],
+                "sliced": s.sliced,
+                "rows": s.rows,
+                "fill": s.points_per_row / slots,
+                "fills": s.fill(),
+            }
+            for i, s in enumerate(self._sources)
+        ]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides the rows, as JSON takes it. Paths may differ."""
+        labels, c = list(self.shares), self.config
+        datasets = {id(shards): shards.fingerprint for shards in self._shards.values()}
+        sources = {}
+        for label in labels:
+            entry = c.mixture[label.partition("/")[0]]
+            sources[label] = {
+                "dataset": datasets[id(self._shards[label])],
+                **{key: getattr(entry, key) for key in ("domain", "min_interval", "max_interval", "downsample")},
+                "augment": asdict(c.augment) if entry.augment else {},
+            }
+        return {
+            "format": FORMAT,
+            "seed": self.seed,
+            **{key: getattr(c, key) for key in ("variates", "length", "lanes", "shuffle_rows")},
+            "stages": [
+                {"first_row": s.first, "units": dict(zip(labels, s.units.tolist(), strict=True))} for s in self._stages
+            ],
+            "sources": sources,
+        }
+
     @property
     def fingerprint(self) -> str:
-        """sha256 over all that decides the rows; equal fingerprints give equal rows. Paths may differ."""
-        datasets = {label: self._shards[label].fingerprint for label in self.shares}
-        facts = [FORMAT, self.seed, self.config.variates, self.config.length, self._cumulative.tolist(), datasets]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        """sha256 over the facts; equal fingerprints give equal rows."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+
+def _stage_weights(config: DataConfig) -> tuple[list[int], list[dict[str, float]]]:
+    """(first row, weights of all entries) of each stage."""
+    lanes = config.lanes
+    starts, weights = [0], [{name: entry.weight for name, entry in config.mixture.items()}]
+    for text, changes in sorted(config.stages.items(), key=lambda item: item[0].zfill(20)):
+        first = int(text) if text.isdecimal() else 0
+        if first <= 0 or first % lanes:
+            low = max(lanes, first // lanes * lanes)
+            raise ValueError(
+                f"data.stages.{text}: a stage begins at a row that is a positive multiple of the {lanes} lanes; "
+                f"the nearest are {low} and {low + lanes}"
+            )
+        if first == starts[-1]:
+            raise ValueError(f"data.stages.{text}: there are two stages that begin at row {first}")
+        if unknown := sorted(set(changes) - set(config.mixture)):
+            raise ValueError(f"data.stages.{text}: no entry {unknown[0]!r}; there are: {', '.join(config.mixture)}")
+        starts.append(first)
+        weights.append(weights[-1] | changes)
+    return starts, weights

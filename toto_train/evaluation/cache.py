@@ -9,16 +9,18 @@ import logging
 import multiprocessing
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import build, shards
-from data_pipelines.quality import Counts
+from data_pipelines import shards
+from data_pipelines.assemble import write_shards
+from data_pipelines.sources.files import FileSource
 from toto_train.evaluation import peers, rows
 from toto_train.evaluation.baselines import seasonal_naive
 from toto_train.evaluation.metrics import VERSION, Sums, window_sums
@@ -26,8 +28,8 @@ from toto_train.evaluation.tasks import TaskSet
 
 log = logging.getLogger(__name__)
 
-_READER = 1
-"""Version of what `build.read_files` makes of a file; a higher one makes shards be built anew."""
+_READER = 2
+"""Version of what `FileSource` makes of a file; a higher one makes shards be built anew."""
 SEASONAL_NAIVE = "seasonal_naive"
 _CHUNK = 8
 """Windows that a process takes at once."""
@@ -43,7 +45,7 @@ def cache_folder(path: str | Path, given: str = "") -> Path:
     return folder
 
 
-def as_shards(path: str | Path, options: build.TableOptions, cache: Path) -> Path:
+def as_shards(path: str | Path, options: FileSource, cache: Path) -> Path:
     """The dataset folder for `path`: itself, or shards made once from the Parquet files at or below it.
 
     Every series and variate of the files is kept as it is: what is scored is not chosen by quality rules.
@@ -52,14 +54,15 @@ def as_shards(path: str | Path, options: build.TableOptions, cache: Path) -> Pat
         return Path(path)
     if not Path(path).exists():
         raise ValueError(f"tasks.path={path} does not exist; give a folder of shards or of Parquet files")
-    files = build.find_files(path, "parquet")
-    facts = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    made = cache / f"shards-{_digest(shards.SCHEMA, _READER, facts, asdict(options))}"
+    source = replace(options, path=str(path))
+    facts = [[str(Path(source.where(f)).resolve()), f.version] for f in source.files()]
+    settings = {k: v for k, v in asdict(options).items() if k != "path"}
+    made = cache / f"shards-{_digest(shards.SCHEMA, _READER, facts, settings)}"
     with _held(made):
         if (made / shards.MANIFEST).is_file():
             return made
-        series = build.read_files(path, "parquet", options, Counts())
-        manifest = shards.write_shards(made, series, {"source": "parquet", **asdict(options)}, replace=made.exists())
+        series = (s for unit in source.units() for s in source.read(unit, Counter()))
+        manifest = write_shards(made, series, {"source": source.kind, **settings}, replace=made.exists())
     log.info("%s: %d series -> %s", path, manifest["series"], made)
     return made
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_pipelines.build import TableOptions
+from data_pipelines.sources.files import FileSource
 from toto_train import checkpoint, hub
 from toto_train.config import ConfigError, TasksConfig
 from toto_train.evaluation import cache, peers, reference, rows
@@ -58,7 +58,7 @@ class Job:
     draws: int = 1000
     seed: int = 0
     replace: bool = False
-    source: TableOptions = field(default_factory=TableOptions)
+    source: FileSource = field(default_factory=lambda: FileSource("", "parquet"))
 
 
 def run(job: Job) -> Scores:

@@ -1,0 +1,354 @@
+"""Parts -> shards, manifest, dataset folder: a function of the set of series, not of how the work was divided.
+
+Series of a source are ordered by the hash of their names. A shard holds those whose hash begins with certain bits:
+where a prefix has more than `shard_bytes`, it is divided in two by the next bit. So a series that is added or removed
+changes one shard (or divides one, or joins two) and leaves the others byte for byte as they are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.parts import BLOCK, ROW, Part, PartWriter, stem
+from data_pipelines.series import DOMAINS, Series
+from data_pipelines.shards import INDEX, INDEX_FILE, MANIFEST, SCHEMA, add_counts, no_counts
+from data_pipelines.store import Store, filesystem, is_url, join
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 256 * 2**20
+REPORT = "report.html"
+_ORIGINS = 20  # units a shard's entry names; a shard of many small files would list them all
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""Calls a function on every job, anywhere, and yields the results in the order of the jobs."""
+
+
+class NothingToWrite(ValueError):
+    """A build that found no series: nothing of it is worth keeping."""
+
+
+def write_shards(
+    out: str | Path, series: Iterable[Series], config: dict, shard_bytes: int = SHARD_BYTES, replace: bool = False
+) -> dict:
+    """Write series as a dataset folder and return its manifest; they may arrive in any order.
+
+    Nothing stands at `out` before it is whole. ValueError on two series of one name, or none at all.
+    """
+    with workplace(out, replace, settings=None) as work:
+        with PartWriter(work / "parts" / "0") as part:
+            for s in series:
+                part.add(s)
+        parts = [Part(work / "parts" / "0")]
+        if not len(parts[0].rows):
+            raise NothingToWrite("no series to write: the sources are empty or every series was rejected")
+        manifest = write_all(work, parts, config, shard_bytes)
+        publish(work, out)
+    return manifest
+
+
+@contextmanager
+def workplace(out: str | Path, replace: bool, settings: dict | None, work: str | Path = "") -> Iterator[Path]:
+    """The folder an unfinished dataset lies in: what an interrupted build of the same settings left is used again.
+
+    It has a name of its own in `work`, or beside the dataset. settings None keeps nothing after an error. ValueError
+    where `out` is taken or another build writes it.
+    """
+    check_free(out, replace)
+    if is_url(out):
+        name, beside = f"build-{hashlib.sha256(str(out).encode()).hexdigest()[:12]}", Path()
+    else:
+        name, beside = Path(os.path.abspath(out)).name, Path(os.path.abspath(out)).parent
+    folder = Path(os.path.abspath(work or beside), f".{name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another build is writing {out} (it works in {folder})") from None
+        text = json.dumps(settings, sort_keys=True)
+        record = folder / "settings.json"
+        if settings is None or not record.is_file() or record.read_text() != text:
+            if record.is_file() and settings is not None:
+                log.warning("%s is of a build with other settings and is begun anew", folder)
+            for child in folder.iterdir():
+                if child.name != ".lock":
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+            record.write_text(text)
+        (folder / "parts").mkdir(exist_ok=True)
+        (folder / "shards").mkdir(exist_ok=True)
+        whole = False
+        try:
+            yield folder
+            whole = True
+        except NothingToWrite:
+            settings = None
+            raise
+        finally:
+            if whole or settings is None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_free(out: str | Path, replace: bool) -> None:
+    """Whether a dataset may be written at `out`; puts back what a kill between two renames left aside."""
+    if is_url(out):
+        fs, root = filesystem(str(out))
+        if fs.exists(f"{root}/{MANIFEST}") and not replace:
+            raise ValueError(f"{out} exists; choose another folder or replace it (replace=true)")
+        return
+    local = Path(os.path.abspath(out))
+    old = local.with_name(f".{local.name}.old")
+    if old.exists() and not local.exists():
+        old.rename(local)
+    shutil.rmtree(old, ignore_errors=True)
+    if local.exists() and not replace:
+        raise ValueError(f"{out} exists; choose another folder or replace it (replace=true)")
+    if local.exists() and not (local / MANIFEST).is_file():
+        raise ValueError(f"{out} is no dataset (no {MANIFEST}), so it is not replaced; choose another folder")
+
+
+def write_all(
+    work: Path,
+    parts: Sequence[Part],
+    config: dict,
+    shard_bytes: int = SHARD_BYTES,
+    run: Run = map,
+    dropped: Sequence[np.ndarray] | None = None,
+) -> dict:
+    """Write all shards, the index and the manifest into work/shards; returns the manifest.
+
+    dropped: per part, groups that are left out (near duplicates).
+    """
+    config = json.loads(json.dumps(config))  # fails now rather than after the last shard
+    jobs = list(_plan(work, parts, shard_bytes, dropped))
+    if not jobs:
+        raise NothingToWrite("no series to write: the sources are empty or every series was rejected")
+    shards = list(run(write_shard, jobs))
+    folder = work / "shards"
+    keep = {s["name"] for s in shards} | {index_name(s["name"]) for s in shards} | {INDEX_FILE}
+    keep |= {_done(folder, s["name"]).name for s in shards}
+    for stray in folder.iterdir():  # of an interrupted build whose sources have changed since
+        if stray.name not in keep:
+            stray.unlink()
+    index = np.concatenate([np.load(folder / index_name(s["name"])) for s in shards])
+    data = io.BytesIO()
+    np.save(data, index)
+    (folder / INDEX_FILE).write_bytes(data.getvalue())
+    sources: dict[str, dict] = {}
+    total = no_counts()
+    for shard in shards:
+        counts = shard.pop("counts")
+        add_counts(sources.setdefault(shard["source"], no_counts()), counts)
+        add_counts(total, counts)
+        shard |= {k: counts[k] for k in ("series", "points", "missing", "intervals", "domains", "licences")}
+    manifest = {
+        "schema": SCHEMA, **total, "sources": sources, "shards": shards, "config": config,
+        "index_sha256": hashlib.sha256(data.getbuffer()).hexdigest(),
+    }  # fmt: skip
+    save_manifest(work, manifest)
+    return manifest
+
+
+def save_manifest(work: Path, manifest: dict) -> None:
+    (work / "shards" / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def _done(folder: Path, shard: str) -> Path:
+    """Holds a shard's entry for the manifest once the shard is whole."""
+    return folder / f".{shard}.done"
+
+
+def index_name(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".index.npy"
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What one shard is made of. Picklable."""
+
+    folder: Path
+    name: str
+    source: str
+    number: int
+    """Of the shard within its source."""
+    parts: tuple[Path, ...]
+    picks: np.ndarray
+    """int64 [series, 2]: (position in `parts`, row of that part), in the order of the shard."""
+
+
+def _plan(
+    work: Path, parts: Sequence[Part], shard_bytes: int, dropped: Sequence[np.ndarray] | None
+) -> Iterator[ShardJob]:
+    by_source: dict[str, list[np.ndarray]] = {}
+    for p, part in enumerate(parts):
+        rows = np.arange(len(part.rows))
+        if dropped is not None and len(dropped[p]):
+            rows = rows[~np.isin(part.rows["group"], dropped[p])]
+        for k, source in enumerate(part.facts["sources"]):
+            mine = rows[part.rows["source"][rows] == k]
+            if len(mine):
+                by_source.setdefault(source, []).append(np.stack([np.full(len(mine), p), mine], axis=1))
+    for source in sorted(by_source):
+        picks = np.concatenate(by_source.pop(source))
+        high, low, size = (_gather(parts, picks, field) for field in ("high", "low", "size"))
+        order = np.lexsort((low, high))
+        picks, high, low, size = picks[order], high[order], low[order], size[order]
+        same = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+        if len(same):
+            p, row = picks[same[0]]
+            raise twice(parts[p].group(int(parts[p].rows[row]["group"])))
+        for number, (bits, first, last) in enumerate(leaves(high, size, shard_bytes)):
+            used, place = np.unique(picks[first:last, 0], return_inverse=True)
+            chosen = np.stack([place, picks[first:last, 1]], axis=1)
+            name = ".".join(filter(None, (stem(source), bits, "tar")))
+            yield ShardJob(work / "shards", name, source, number, tuple(parts[p].folder for p in used), chosen)
+
+
+def twice(series: Series) -> ValueError:
+    return ValueError(f"series {series.source}/{series.item_id} appears twice; item ids must be unique within a source")
+
+
+def _gather(parts: Sequence[Part], picks: np.ndarray, field: str) -> np.ndarray:
+    """A field of the picked rows."""
+    out = np.empty(len(picks), ROW[field])
+    for p, at in _by_part(picks):
+        out[at] = parts[p].rows[field][picks[at, 1]]
+    return out
+
+
+def _by_part(picks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(part, positions of its rows in picks)"""
+    used, count = np.unique(picks[:, 0], return_counts=True)
+    order = np.argsort(picks[:, 0], kind="stable")
+    yield from zip(used.tolist(), np.split(order, np.cumsum(count)[:-1]), strict=True)
+
+
+def leaves(high: np.ndarray, size: np.ndarray, limit: int) -> Iterator[tuple[str, int, int]]:
+    """(prefix bits, first, last) of each shard, given ascending uint64 hashes and bytes of a source's series."""
+    upto = np.concatenate([[0], np.cumsum(size)])
+    todo = [("", 0, len(high))]
+    while todo:
+        bits, first, last = todo.pop()
+        if last - first > 1 and upto[last] - upto[first] > limit and len(bits) < 64:
+            middle = int(bits + "1", 2) << (63 - len(bits))
+            cut = first + int(np.searchsorted(high[first:last], np.uint64(middle)))
+            todo += [(bits + "1", cut, last), (bits + "0", first, cut)]
+        elif last > first:
+            yield bits, first, last
+
+
+def write_shard(job: ShardJob) -> dict[str, Any]:
+    """Write one shard and its index; returns its entry for the manifest. What an interrupted build wrote is kept."""
+    digest = hashlib.sha256(repr((job.number, [p.name for p in job.parts])).encode())
+    digest.update(job.picks.tobytes())
+    done = _done(job.folder, job.name)
+    if done.is_file() and (job.folder / job.name).is_file():
+        found = json.loads(done.read_text())
+        if found["digest"] == digest.hexdigest():
+            return found["entry"]
+    done.unlink(missing_ok=True)
+    counts, checksum, offset = no_counts(), hashlib.sha256(), 0
+    rows, entries = np.empty(len(job.picks), ROW), np.zeros(len(job.picks), INDEX)
+    origins: Counter[str] = Counter()
+    for p, at in _by_part(job.picks):
+        part = Part(job.parts[p])
+        rows[at] = part.rows[job.picks[at, 1]]
+        _count(counts, part, rows[at])
+        origins[part.facts["unit"]] += len(at)
+    partial = job.folder / f"{job.name}.{secrets.token_hex(4)}.tmp"
+    store = Store(job.parts[0].parent)
+    with open(partial, "wb") as out:
+        for i, (p, row) in enumerate(zip(job.picks[:, 0].tolist(), rows, strict=True)):
+            sample = store.read(f"{job.parts[p].name}/data", int(row["offset"]), int(row["size"]))
+            out.write(sample)
+            checksum.update(sample)
+            entries[i] = (
+                job.number, offset + row["values"], row["variates"], row["length"], row["points"], row["interval"],
+                offset + row["meta"], row["meta_size"], row["domain"],
+            )  # fmt: skip
+            offset += len(sample)
+        out.write(bytes(2 * BLOCK))  # the end of a tar
+        checksum.update(bytes(2 * BLOCK))
+    os.replace(partial, job.folder / job.name)
+    index = io.BytesIO()
+    np.save(index, entries)
+    partial.write_bytes(index.getvalue())
+    os.replace(partial, job.folder / index_name(job.name))
+    entry = {
+        "name": job.name,
+        "source": job.source,
+        "bytes": offset + 2 * BLOCK,
+        "sha256": checksum.hexdigest(),
+        "index_sha256": hashlib.sha256(index.getbuffer()).hexdigest(),
+        "counts": counts,
+        "origins": dict(sorted(origins.most_common(_ORIGINS))),
+        "more_origins": max(0, len(origins) - _ORIGINS),
+    }
+    partial.write_text(json.dumps({"digest": digest.hexdigest(), "entry": entry}))
+    os.replace(partial, done)
+    return entry
+
+
+def _count(counts: dict, part: Part, rows: np.ndarray) -> None:
+    """Add the rows of one part, as count_series would one by one."""
+    slots = rows["variates"].astype(np.int64) * rows["length"]
+    points = int(rows["points"].sum())
+    found = {
+        "series": len(rows), "variates": int(rows["variates"].sum()), "points": points,
+        "missing": int(slots.sum()) - points,
+        "domains": {DOMAINS[k]: n for k, n in _tally(rows["domain"])},
+        "licences": {part.facts["licences"][k]: n for k, n in _tally(rows["licence"])},
+        "intervals": {f"{k:.12g}": n for k, n in _tally(rows["interval"])},
+        "variate_counts": {str(k): n for k, n in _tally(rows["variates"])},
+    }  # fmt: skip
+    add_counts(counts, found)
+
+
+def _tally(values: np.ndarray) -> list[tuple[Any, int]]:
+    found, times = np.unique(values, return_counts=True)
+    return list(zip(found.tolist(), times.tolist(), strict=True))
+
+
+def publish(work: Path, out: str | Path) -> None:
+    """Move a whole dataset to its place; on an object store the manifest goes last and makes it one."""
+    folder = work / "shards"
+    if is_url(out):
+        fs, root = filesystem(str(out))
+        fs.makedirs(root, exist_ok=True)
+        if fs.exists(f"{root}/{MANIFEST}"):  # from here to the end there is no dataset at `out`
+            before = [s["name"] for s in json.loads(fs.cat_file(f"{root}/{MANIFEST}"))["shards"]]
+            fs.rm_file(f"{root}/{MANIFEST}")
+            for name in [f for s in before for f in (s, index_name(s))]:
+                if not (folder / name).is_file() and fs.exists(f"{root}/{name}"):
+                    fs.rm_file(f"{root}/{name}")
+        names = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
+        for name in sorted(names, key=lambda n: n == MANIFEST):
+            log.info("uploading %s", join(str(out), name))
+            fs.put_file(str(folder / name), f"{root}/{name}")
+        return
+    local = Path(os.path.abspath(out))
+    old, new = local.with_name(f".{local.name}.old"), local.with_name(f".{local.name}.new")
+    local.parent.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_dev != local.parent.stat().st_dev:  # what cannot be renamed is copied first
+        shutil.rmtree(new, ignore_errors=True)
+        folder = Path(shutil.copytree(folder, new))
+    for file in folder.glob(".*"):
+        file.unlink()
+    if local.exists():
+        local.rename(old)
+    folder.rename(local)
+    shutil.rmtree(old, ignore_errors=True)
