@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from table import Row, main
 
+from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import write_shards
 from toto_train.config import ModelConfig, TasksConfig
 from toto_train.evaluation.baselines import LEVELS, seasonal_scale
 from toto_train.evaluation.metrics import window_sums

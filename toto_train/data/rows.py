@@ -159,12 +159,12 @@ class Rows:
 def any_in_patches(mask: np.ndarray, patch_size: int) -> np.ndarray:
     """Whether any of each patch of bool [V, T] is True: [V, T / patch_size]."""
     if patch_size % 8:
-        return mask.reshape(len(mask), -1, patch_size).any(axis=-1)
+        return np.any(mask.reshape(len(mask), -1, patch_size), axis=-1)
     words = mask.view(np.uint64).reshape(len(mask), -1, patch_size // 8)  # 8 flags at once, and no reduction of 32
-    found = words[..., 0]
+    found: np.ndarray = words[..., 0].copy()
     for k in range(1, words.shape[-1]):
-        found = found | words[..., k]
-    return found != 0
+        found |= words[..., k]
+    return found.astype(bool)
 
 
 def block_means(raw: np.ndarray, block: int, out: np.ndarray) -> None:
