@@ -71,6 +71,7 @@ def without_origins(folder: Path) -> dict:
     return manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("units", "workers"), [(4, 2), (1, 1), (13, 2), (60, 1)])
 def test_the_division_of_the_work_leaves_no_trace(tmp_path, units, workers):
     build(divided(CORPUS, 4), tmp_path / "a", {}, options=SMALL)
@@ -124,6 +125,7 @@ def test_leaves_divide_by_prefix(pairs, limit, data):
         assert all(b.startswith(shortest) for b in touched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_one_series_more_or_less_changes_one_shard(tmp_path, seed):
     corpus = [noise(i) for i in range(100)]
@@ -392,6 +394,7 @@ def test_the_manifest_says_what_each_shard_holds_and_where_it_is_from(tmp_path):
     assert (len(shard["origins"]), shard["more_origins"]) == (20, 40)
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_folder_do_not_mix(tmp_path):
     with assemble.workplace(tmp_path / "set", False, {"one": 1}) as work:
         (work / "parts" / "mine").mkdir()

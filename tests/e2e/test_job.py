@@ -181,7 +181,8 @@ def test_a_changed_model_or_corpus_is_refused_by_name(small_job, train_py, corpu
     assert "seed=2, but" in wrong.stderr
     other = train_py(*small_job, f"data.mixture.corpus.path={corpus / 'validation'}")
     assert other.returncode == 2
-    assert "data.mixture" in other.stderr
+    assert "data.sources.corpus/web is gone" in other.stderr
+    assert "data.sources.corpus/cache is new" in other.stderr
     assert weights(tmp_path / "runs" / "small") == before
     fresh = train_py(*small_job, "model.num_layers=5", "seed=2", "fresh=true", "heldout.path=''")
     assert fresh.returncode == 0, fresh.stderr
@@ -320,3 +321,17 @@ def test_cfg_job_shows_the_config(train_py):
     wrong = train_py("modle=small", "--cfg", "job")
     assert wrong.returncode == 2
     assert "did you mean 'model'" in wrong.stderr
+
+
+def test_other_data_is_refused_by_name_and_taken_when_told(train_py, small_job, tmp_path):
+    assert train_py(*small_job, "report=false", "schedule.max_steps=8").returncode == 0
+    without = [*small_job, "report=false", "data.mixture.corpus.exclude=[db]"]
+    refused = train_py(*without)
+    assert refused.returncode != 0
+    assert "data.sources.corpus/db is gone" in refused.stderr
+    assert "allow_data_change=true" in refused.stderr
+    taken = train_py(*without, "allow_data_change=true", "data.verify=full")
+    assert taken.returncode == 0, taken.stderr
+    lines = (tmp_path / "runs" / "small" / "sources.csv").read_text().splitlines()
+    assert {line.split(",")[1] for line in lines[1:] if int(line.split(",")[0]) > 8} == {"corpus/web"}
+    assert any(",corpus/db," in line for line in lines)

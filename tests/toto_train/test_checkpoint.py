@@ -130,3 +130,15 @@ def test_without_validation_the_best_is_the_last(run):
     assert meta["step"] == 2
     assert all(bool((p == 2).all()) for p in model.parameters())
     assert "best" not in checkpoint.describe(run.folder, meta)
+
+
+def test_a_refusal_to_resume_names_what_changed_in_the_data():
+    def facts(seed=0, weight=1, dataset="x", **more):
+        return {"seed": seed, "stages": [{"units": weight}], "sources": {"web/cpu": {"dataset": dataset}} | more}
+
+    assert checkpoint.data_changes(facts(), facts(seed=1)) == ["data.seed is 1 and was 0"]
+    assert checkpoint.data_changes(facts(), facts(dataset="y")) == ["data.sources.web/cpu.dataset is 'y' and was 'x'"]
+    assert checkpoint.data_changes(facts(), facts(db={})) == ["data.sources.db is new"]
+    assert checkpoint.data_changes(facts(db={}), facts()) == ["data.sources.db is gone"]
+    assert checkpoint.data_changes(facts(), facts(weight=2)) == ["data.stages is [{'units': 2}] and was [{'units': 1}]"]
+    assert len(checkpoint.data_changes({}, {})) == 1

@@ -130,3 +130,34 @@ def test_any_single_number_is_accepted_or_refused_by_name(key, value):
         assert key.split(".")[0] in problem or last in problem
     if value <= 0:
         assert any(problem.startswith(f"{key}=") for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": {"100": {"corpus": 1.0}}}, r"data\.stages\.100: .* positive multiple of data\.lanes=64"),
+        ({"stages": {"128": {"corpsu": 1.0}}}, r"data\.stages\.128: no entry 'corpsu'.*did you mean 'corpus'"),
+        ({"stages": {"128": {"corpus": "much"}}}, r"data\.stages\.128\.corpus='much' is not a valid float"),
+        ({"stages": 3}, r"data\.stages=3 must be a group"),
+        ({"on_fault": "ignore"}, r"data\.on_fault='ignore' must be one of stop, quarantine"),
+        ({"augment": {"mixup": 2}}, r"data\.augment\.mixup=2\.0 must be in \[0, 1\]"),
+        ({"mixture": {"corpus": {"path": "x", "downsample": 0}}}, r"mixture\.corpus\.downsample=0 must be 1 or more"),
+        (
+            {"mixture": {"corpus": {"path": "x", "domain": "web"}}},
+            r"mixture\.corpus\.domain='web' must be empty or one",
+        ),
+        (
+            {"mixture": {"corpus": {"path": "x", "min_interval": 60, "max_interval": 30}}},
+            r"mixture\.corpus\.max_interval=30\.0 must be above min_interval=60\.0",
+        ),
+    ],
+)
+def test_settings_of_the_data_are_checked(change, message):
+    tree = {"data": {"mixture": {"corpus": {"path": "x"}}, **change}, "validate_every": 0}
+    with pytest.raises(ConfigError, match=message):
+        from_tree(tree)
+
+
+def test_a_curriculum_is_read():
+    tree = {"data": {"mixture": {"corpus": {"path": "x"}}, "stages": {128: {"corpus": 1}}}, "validate_every": 0}
+    assert from_tree(tree).data.stages == {"128": {"corpus": 1.0}}

@@ -185,12 +185,12 @@ def test_compiled_steps_have_no_graph_breaks_and_one_graph_per_mask_case():
 
 
 def page_faults(before: str) -> int:
-    """Of a process that makes and drops a tensor of 40 MiB ten times, after `before`."""
+    """Of a process that makes and drops a tensor of 40 MiB forty times, after `before`."""
     code = (
         f"import resource, torch; from toto_train.module import keep_freed_memory; {before}\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "torch.ones(10 * 2**20); start = faults()\n"
-        "for _ in range(10): torch.ones(10 * 2**20)\n"
+        "for _ in range(40): torch.ones(10 * 2**20)\n"
         "print(faults() - start)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
