@@ -65,7 +65,7 @@ class Sizes:
     """Seconds the web server waits before each answer."""
 
 
-QUICK = Sizes(rounds=5, seconds=0.2, drawn=500, starts=1)
+QUICK = Sizes(rounds=5, seconds=0.15, drawn=300, starts=1)
 
 
 @dataclass(frozen=True)
