@@ -26,7 +26,7 @@ def run(executor: str, workers: int, function: Callable[[Any], Any], jobs: Seque
         yield from ((i, function(job)) for i, job in enumerate(jobs))
         return
     # a forked child would inherit the locks of whatever threads Arrow and tqdm run here
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), _end_with_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("forkserver"), end_with_parent)
     try:
         waiting: dict[Future, int] = {}
         for i, job in enumerate(jobs):
@@ -39,8 +39,8 @@ def run(executor: str, workers: int, function: Callable[[Any], Any], jobs: Seque
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Workers of a killed parent would wait for jobs for ever."""
+def end_with_parent() -> None:
+    """Call it in a worker process: workers of a killed parent would wait for ever, for jobs or for a reader."""
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -220,3 +222,46 @@ def test_rows_after_sigkill_are_those_of_an_undisturbed_run_on_2_then_1_then_4_p
         assert step >= until
         seen = {n: digest for n, digest in seen.items() if n < step * per_step}
     assert seen == whole
+
+
+ENDING = """
+import json, multiprocessing, sys, time
+from toto_train.config_check import from_tree
+from toto_train.data.loader import RowDataset, RowLoader
+from toto_train.data.rows import Rows
+
+tree, how = json.loads(sys.argv[1])
+config = from_tree(tree)
+if __name__ == "__main__":
+    batches = iter(RowLoader(RowDataset(config, Rows(config)), 2, 2))
+    next(batches)
+    print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+    if how == "raise":
+        raise RuntimeError("the run broke")
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_workers_end_with_a_run_that_breaks_or_is_killed(folder, how):
+    made = config(folder)
+    made.data.variates, made.data.length = 32, 4096  # more than a pipe holds: a worker stands writing
+    made.schedule, made.validate_every = ScheduleConfig(10_000, 0, 0), 0
+    made.validation.context = made.heldout.context = 64
+    arguments = json.dumps([dataclasses.asdict(made), how])
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDING, arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as run:
+        workers = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()]
+        try:
+            assert len(workers) == 2
+            if how == "kill":
+                run.kill()
+            assert run.wait(30) != 0
+            assert psutil.wait_procs(workers, timeout=30)[1] == []
+        finally:
+            run.kill()
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()

@@ -6,6 +6,7 @@ batches, so 1, 8 or 64 GPUs see the same global batches, and a resumed run goes 
 
 from __future__ import annotations
 
+import atexit
 import signal
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_pipelines.executors import end_with_parent
 from toto_train.config import Config
 from toto_train.data.order import Order
 from toto_train.data.rows import Batch, Rows
@@ -68,9 +70,16 @@ class RowLoader(DataLoader):
             persistent_workers=workers > 0,
             multiprocessing_context=start_method if workers else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_end_with_the_run,
             generator=torch.Generator(),  # else every start of the loader would move the global generator
         )
+
+    def _get_iterator(self) -> Any:
+        iterator = super()._get_iterator()
+        for worker in getattr(iterator, "_workers", ()):
+            # before the handlers of torch and multiprocessing, which end workers by SIGTERM and wait for them
+            atexit.register(worker.kill)
+        return iterator
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Tensors by the names of `Rows.batch`; `flags` and `points` stay plain, for use without a device sync, and
@@ -89,10 +98,14 @@ class RowLoader(DataLoader):
         return max(0, data.max_steps - data.start_step) * data.accumulation
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A signal to the whole process group must not kill workers under a run that is about to save."""
+def _end_with_the_run(worker: int) -> None:
+    """A signal to the whole process group must not kill workers under a run that is about to save.
+
+    They end when the run does: killed by RowLoader where it exits, by themselves where it was killed.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _as_it_is(batch: Any) -> Any:
