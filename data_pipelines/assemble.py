@@ -7,17 +7,14 @@ changes one shard (or divides one, or joins two) and leaves the others byte for 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
 import secrets
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,9 @@ import numpy as np
 
 from data_pipelines.parts import BLOCK, ROW, Part, PartWriter, stem
 from data_pipelines.series import DOMAINS, Series
-from data_pipelines.shards import INDEX, INDEX_FILE, MANIFEST, SCHEMA, add_counts, no_counts
-from data_pipelines.store import Store, filesystem, is_url, join
+from data_pipelines.shards import INDEX, INDEX_FILE, MANIFEST, SCHEMA, add_counts, index_name, no_counts
+from data_pipelines.store import Store
+from data_pipelines.workplace import NothingToWrite, publish, workplace
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +34,6 @@ REPORT = "report.html"
 _ORIGINS = 20  # units a shard's entry names; a shard of many small files would list them all
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Calls a function on every job, anywhere, and yields the results in the order of the jobs."""
-
-
-class NothingToWrite(ValueError):
-    """A build that found no series: nothing of it is worth keeping."""
 
 
 def write_shards(
@@ -59,66 +53,6 @@ def write_shards(
         manifest = write_all(work, parts, config, shard_bytes)
         publish(work, out)
     return manifest
-
-
-@contextmanager
-def workplace(out: str | Path, replace: bool, settings: dict | None, work: str | Path = "") -> Iterator[Path]:
-    """The folder an unfinished dataset lies in: what an interrupted build of the same settings left is used again.
-
-    It has a name of its own in `work`, or beside the dataset. settings None keeps nothing after an error. ValueError
-    where `out` is taken or another build writes it.
-    """
-    check_free(out, replace)
-    if is_url(out):
-        name, beside = f"build-{hashlib.sha256(str(out).encode()).hexdigest()[:12]}", Path()
-    else:
-        name, beside = Path(os.path.abspath(out)).name, Path(os.path.abspath(out)).parent
-    folder = Path(os.path.abspath(work or beside), f".{name}.partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another build is writing {out} (it works in {folder})") from None
-        text = json.dumps(settings, sort_keys=True)
-        record = folder / "settings.json"
-        if settings is None or not record.is_file() or record.read_text() != text:
-            if record.is_file() and settings is not None:
-                log.warning("%s is of a build with other settings and is begun anew", folder)
-            for child in folder.iterdir():
-                if child.name != ".lock":
-                    shutil.rmtree(child) if child.is_dir() else child.unlink()
-            record.write_text(text)
-        (folder / "parts").mkdir(exist_ok=True)
-        (folder / "shards").mkdir(exist_ok=True)
-        whole = False
-        try:
-            yield folder
-            whole = True
-        except NothingToWrite:
-            settings = None
-            raise
-        finally:
-            if whole or settings is None:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_free(out: str | Path, replace: bool) -> None:
-    """Whether a dataset may be written at `out`; puts back what a kill between two renames left aside."""
-    if is_url(out):
-        fs, root = filesystem(str(out))
-        if fs.exists(f"{root}/{MANIFEST}") and not replace:
-            raise ValueError(f"{out} exists; choose another folder or replace it (replace=true)")
-        return
-    local = Path(os.path.abspath(out))
-    old = local.with_name(f".{local.name}.old")
-    if old.exists() and not local.exists():
-        old.rename(local)
-    shutil.rmtree(old, ignore_errors=True)
-    if local.exists() and not replace:
-        raise ValueError(f"{out} exists; choose another folder or replace it (replace=true)")
-    if local.exists() and not (local / MANIFEST).is_file():
-        raise ValueError(f"{out} is no dataset (no {MANIFEST}), so it is not replaced; choose another folder")
 
 
 def write_all(
@@ -170,10 +104,6 @@ def save_manifest(work: Path, manifest: dict) -> None:
 def _done(folder: Path, shard: str) -> Path:
     """Holds a shard's entry for the manifest once the shard is whole."""
     return folder / f".{shard}.done"
-
-
-def index_name(shard: str) -> str:
-    return shard.removesuffix(".tar") + ".index.npy"
 
 
 @dataclass(frozen=True)
@@ -321,34 +251,3 @@ def _count(counts: dict, part: Part, rows: np.ndarray) -> None:
 def _tally(values: np.ndarray) -> list[tuple[Any, int]]:
     found, times = np.unique(values, return_counts=True)
     return list(zip(found.tolist(), times.tolist(), strict=True))
-
-
-def publish(work: Path, out: str | Path) -> None:
-    """Move a whole dataset to its place; on an object store the manifest goes last and makes it one."""
-    folder = work / "shards"
-    if is_url(out):
-        fs, root = filesystem(str(out))
-        fs.makedirs(root, exist_ok=True)
-        if fs.exists(f"{root}/{MANIFEST}"):  # from here to the end there is no dataset at `out`
-            before = [s["name"] for s in json.loads(fs.cat_file(f"{root}/{MANIFEST}"))["shards"]]
-            fs.rm_file(f"{root}/{MANIFEST}")
-            for name in [f for s in before for f in (s, index_name(s))]:
-                if not (folder / name).is_file() and fs.exists(f"{root}/{name}"):
-                    fs.rm_file(f"{root}/{name}")
-        names = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
-        for name in sorted(names, key=lambda n: n == MANIFEST):
-            log.info("uploading %s", join(str(out), name))
-            fs.put_file(str(folder / name), f"{root}/{name}")
-        return
-    local = Path(os.path.abspath(out))
-    old, new = local.with_name(f".{local.name}.old"), local.with_name(f".{local.name}.new")
-    local.parent.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_dev != local.parent.stat().st_dev:  # what cannot be renamed is copied first
-        shutil.rmtree(new, ignore_errors=True)
-        folder = Path(shutil.copytree(folder, new))
-    for file in folder.glob(".*"):
-        file.unlink()
-    if local.exists():
-        local.rename(old)
-    folder.rename(local)
-    shutil.rmtree(old, ignore_errors=True)

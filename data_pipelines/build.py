@@ -8,17 +8,19 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines import assemble, executors
+from data_pipelines import assemble, executors, workplace
 from data_pipelines.counts import Counts
 from data_pipelines.leakage import Refused
 from data_pipelines.parts import Part, PartWriter
 from data_pipelines.quality import Rules, clean, reject, split_wide
 from data_pipelines.report import write_report
+from data_pipelines.shards import SCHEMA
 from data_pipelines.sources import Source, Unit
 from data_pipelines.windows import near_duplicates
 
@@ -74,13 +76,14 @@ def build(
     rules, options, tell = rules or Rules(), options or Options(), progress or (lambda *_: None)
     shape = {"max_variates": options.max_variates, "shard_bytes": options.shard_bytes}
     record = {**config, "quality": dataclasses.asdict(rules), **shape}
-    assemble.check_free(out, options.replace)
+    workplace.check_free(out, options.replace)
     units = source.units()
-    refused = Refused.open(rules.refuse) if rules.refuse else None
-    settings = {**record, "schema": assemble.SCHEMA, "refuse": _version(rules.refuse)}
-    with assemble.workplace(out, options.replace, settings, options.work) as work:
+    refuse = _version(rules.refuse)
+    _refused(rules.refuse, refuse)  # what is wrong with it shows now
+    settings = {**record, "schema": SCHEMA, "refuse": refuse}
+    with workplace.workplace(out, options.replace, settings, options.work) as work:
         jobs = [
-            StageJob(source, unit, rules, refused, options.max_variates, work / "parts" / _folder(unit))
+            StageJob(source, unit, rules, refuse, options.max_variates, work / "parts" / _folder(unit))
             for unit in units
         ]
         keep = {job.folder.name for job in jobs}
@@ -100,7 +103,7 @@ def build(
             counts.merge(Counts.from_json(part.facts["quality"]))
         dropped = drop_near_duplicates(parts, rules.near_duplicate, counts)
         if not counts.series_kept:
-            raise assemble.NothingToWrite(f"{out}: nothing to write: {_why_empty(counts)}")
+            raise workplace.NothingToWrite(f"{out}: nothing to write: {_why_empty(counts)}")
 
         def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
             found: dict[int, Any] = {}
@@ -114,14 +117,21 @@ def build(
         manifest["quality"] = counts.as_dict()
         assemble.save_manifest(work, manifest)
         write_report(work / "shards" / assemble.REPORT, manifest, counts, f"Build of {Path(str(out)).name}")
-        assemble.publish(work, out)
+        workplace.publish(work, out)
     return manifest
 
 
-def _version(path: str) -> list:
-    """What tells that a file or folder has changed."""
+def _version(path: str) -> str:
+    """What tells that a file or folder has changed; '' for none."""
     files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
-    return [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()] if path else []
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if path and f.is_file()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest() if facts else ""
+
+
+@lru_cache(maxsize=1)
+def _refused(path: str, version: str) -> Refused | None:
+    """Opened once in each process: the index of a large benchmark is too much to send with every unit."""
+    return Refused.open(path) if path else None
 
 
 def _why_empty(counts: Counts) -> str:
@@ -138,7 +148,8 @@ class StageJob:
     source: Source
     unit: Unit
     rules: Rules
-    refused: Refused | None
+    refuse: str
+    """Version of what rules.refuse names."""
     max_variates: int
     folder: Path
 
@@ -150,9 +161,10 @@ def _folder(unit: Unit) -> str:
 def stage(job: StageJob) -> None:
     """Read, clean and split one unit into a part."""
     counts = Counts()
+    refused = _refused(job.rules.refuse, job.refuse)
     with PartWriter(job.folder, job.unit.key, similar=job.rules.near_duplicate > 0) as part:
         for series in job.source.read(job.unit, counts.table_rows):
-            fit = clean(series, job.rules, counts, job.refused)
+            fit = clean(series, job.rules, counts, refused)
             if fit is not None:
                 part.add(fit, split_wide(fit, job.max_variates, counts))
         part.facts["quality"] = counts.to_json()

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from data_pipelines.assemble import check_free
 from data_pipelines.build import Options, build
 from data_pipelines.quality import Rules
 from data_pipelines.series import Series
 from data_pipelines.sources import Unit
 from data_pipelines.sources.files import FileSource
 from data_pipelines.synthetic import prior
+from data_pipelines.workplace import check_free
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,11 @@ INDEX = np.dtype(
 )
 
 
+def index_name(shard: str) -> str:
+    """The file with the INDEX entries of a shard."""
+    return shard.removesuffix(".tar") + ".index.npy"
+
+
 def no_counts() -> dict[str, Any]:
     histograms: dict[str, Any] = {"domains": {}, "licences": {}, "intervals": {}, "variate_counts": {}}
     return {"series": 0, "variates": 0, "points": 0, "missing": 0, **histograms}

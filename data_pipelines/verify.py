@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.assemble import index_name
 from data_pipelines.series import DOMAINS
 from data_pipelines.shards import (
     INDEX,
@@ -20,6 +19,7 @@ from data_pipelines.shards import (
     MANIFEST,
     check_sizes,
     count_series,
+    index_name,
     no_counts,
     read_manifest,
     read_npy_header,

@@ -19,13 +19,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import assemble, store
+from data_pipelines import assemble, store, workplace
 from data_pipelines.assemble import leaves, write_shards
 from data_pipelines.build import Options, build
 from data_pipelines.parts import Part
 from data_pipelines.quality import Rules
 from data_pipelines.series import Series
-from data_pipelines.shards import ShardSet, read_manifest
+from data_pipelines.shards import ShardSet, index_name, read_manifest
 from data_pipelines.sources import Unit, series_parquet
 from data_pipelines.verify import verify
 
@@ -163,7 +163,7 @@ def write_parquet(folder: Path, count: int, series: int = 4, length: int = 2000)
 # a build with a pause before each piece and shard, and one between the two, so that kills meet every phase
 SLOW = """
 import os, runpy, sys, time
-from data_pipelines import assemble, build
+from data_pipelines import assemble, build, workplace
 def slowly(module, name, seconds):
     was = getattr(module, name)
     def wrapped(*a, **k):
@@ -174,7 +174,7 @@ def slowly(module, name, seconds):
 slowly(build, "stage", 0.02)
 slowly(assemble, "write_all", 0.2)
 slowly(assemble, "write_shard", 0.02)
-slowly(assemble, "publish", 0.2)
+slowly(workplace, "publish", 0.2)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -297,7 +297,7 @@ def test_a_dataset_behind_a_url_is_the_local_one(tmp_path, memory, monkeypatch):
     write_shards("memory://bucket/set", CORPUS[:4], {}, replace=True)
     left = {Path(f).name for f in memory.find("/bucket/set")} - {"report.html"}
     shards = {s["name"] for s in read_manifest("memory://bucket/set")["shards"]}
-    assert left == shards | {assemble.index_name(s) for s in shards} | {"manifest.json", "index.npy"}
+    assert left == shards | {index_name(s) for s in shards} | {"manifest.json", "index.npy"}
 
 
 def test_an_upload_that_fails_leaves_no_manifest_and_goes_on(tmp_path, memory, monkeypatch):
@@ -396,7 +396,7 @@ def test_the_manifest_says_what_each_shard_holds_and_where_it_is_from(tmp_path):
 
 @pytest.mark.slow
 def test_two_builds_of_one_folder_do_not_mix(tmp_path):
-    with assemble.workplace(tmp_path / "set", False, {"one": 1}) as work:
+    with workplace.workplace(tmp_path / "set", False, {"one": 1}) as work:
         (work / "parts" / "mine").mkdir()
         with pytest.raises(ValueError, match=r"another build is writing .*set"):
             build(divided(CORPUS, 2), tmp_path / "set", {}, options=SMALL)
@@ -488,7 +488,7 @@ def test_work_may_lie_on_another_disk(tmp_path):
 
 def test_a_part_gives_back_what_was_split(tmp_path):
     out = tmp_path / "set"
-    with assemble.workplace(out, False, {}) as work:
+    with workplace.workplace(out, False, {}) as work:
         with assemble.PartWriter(work / "parts" / "0") as part:
             wide = noise(7, variates=3)
             halves = [
