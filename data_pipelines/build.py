@@ -26,6 +26,7 @@ from data_pipelines.windows import near_duplicates
 
 log = logging.getLogger(__name__)
 
+_ALONE = 32 * 2**20  # bytes of source below which starting processes takes longer than the work
 MAX_VARIATES = 32  # a training row of the recipe holds this many
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, how much now, how much in all): bytes of units read, then shards written."""
@@ -42,7 +43,7 @@ class Options:
     executor: str = "local"
     """local: processes of this machine | ray: a Ray cluster, whose nodes all see `work`."""
     workers: int = 0
-    """Processes (local), or CPUs of a Ray started here; 0 = all cores."""
+    """Processes (local), or CPUs of a Ray started here; 0 = all cores, or none but this one for a small source."""
     work: str = ""
     """Folder of the unfinished build; '' = beside the dataset, or here where that is a URL."""
     replace: bool = False
@@ -94,8 +95,9 @@ def build(
         if len(waiting) < len(jobs):
             log.warning("%d of %d pieces were read by an interrupted build", len(jobs) - len(waiting), len(jobs))
         size = sum(unit.size for unit in units)
+        workers = options.workers or int(options.executor == "local" and size < _ALONE)
         tell("read", size - sum(job.unit.size for job in waiting), size)
-        for i, _ in executors.run(options.executor, options.workers, stage, waiting):
+        for i, _ in executors.run(options.executor, workers, stage, waiting):
             tell("read", waiting[i].unit.size, size)
         parts = [Part(job.folder) for job in jobs]
         counts = Counts()
@@ -108,7 +110,7 @@ def build(
         def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterator[Any]:
             found: dict[int, Any] = {}
             tell("shards", 0, len(jobs))
-            for i, result in executors.run(options.executor, options.workers, function, jobs):
+            for i, result in executors.run(options.executor, workers, function, jobs):
                 found[i] = result
                 tell("shards", 1, len(jobs))
             return iter([found[i] for i in range(len(jobs))])

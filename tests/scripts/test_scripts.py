@@ -80,6 +80,7 @@ def test_months_are_counted_and_not_measured(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_history_beyond_what_the_model_was_trained_on_is_left_out_unless_asked_for(tmp_path):
     model = Toto.create(ModelConfig(), seed=0)
     trained = hub.save_pretrained(model, tmp_path / "export", "card", {"context_length": 256})
@@ -94,6 +95,7 @@ def test_history_beyond_what_the_model_was_trained_on_is_left_out_unless_asked_f
     np.testing.assert_allclose(pd.read_csv(tmp_path / "default.csv")["q0.5"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_known_columns_are_seen_but_not_forecast(folder, tmp_path):
     rng = np.random.default_rng(0)
     cpu, mem, plan = rng.normal(size=(3, 330)).cumsum(-1)
@@ -117,6 +119,7 @@ def test_known_columns_are_seen_but_not_forecast(folder, tmp_path):
         assert message in wrong.stderr
 
 
+@pytest.mark.slow
 def test_long_horizons_are_forecast_in_blocks_unless_asked_otherwise(folder, tmp_path):
     x = np.random.default_rng(0).normal(size=400).cumsum()
     base = [f"model={folder}", f"input={wide(tmp_path / 'x.csv', x=x)}", "horizon=800"]
@@ -158,6 +161,7 @@ def test_forecast_says_what_is_wrong(folder, tmp_path, arguments, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["host.csv"]
 
 
+@pytest.mark.slow
 def test_a_metric_without_any_value_is_refused_and_a_constant_one_is_forecast(folder, tmp_path):
     base = [f"model={folder}", "horizon=8", f"out={tmp_path / 'f.csv'}"]
     dead = script("forecast.py", *base, f"input={wide(tmp_path / 'd.csv', cpu=np.arange(99.0), dead=[np.nan] * 99)}")
@@ -216,6 +220,7 @@ def test_the_recorder_records_this_machine(tmp_path):
     assert not (tmp_path / "x.parquet").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_recording_keeps_what_it_has(tmp_path):
     import signal
     import time

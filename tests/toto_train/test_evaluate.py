@@ -274,6 +274,7 @@ def test_baselines_are_the_same_on_any_number_of_processes(tasks, tmp_path):
         np.testing.assert_array_equal(getattr(two.sums, name), array)
 
 
+@pytest.mark.slow
 def test_the_command(model, data, tmp_path):
     def evaluate_py(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *arguments]
