@@ -121,7 +121,7 @@ def _add(rule: str, examples: list[Example], series: Series, v: int, detail: str
 
 
 def _fewest(rule: str, examples: list[Example], limit: int) -> list[Example]:
-    return sorted(examples, key=lambda e: (_order(rule, *_name(e)), e.detail, str(e.values)))[:limit]
+    return sorted(examples, key=lambda e: (_order(rule, *_name(e)), e.detail))[:limit]
 
 
 def _gallery(examples: list[Example]) -> list[Example]:

@@ -32,7 +32,6 @@ from tqdm import tqdm
 from data_pipelines.assemble import REPORT
 from data_pipelines.build import Options, build
 from data_pipelines.quality import Rules
-from data_pipelines.quickstart import build_quickstart
 from data_pipelines.series import DOMAINS
 from data_pipelines.sources.files import SUFFIXES, FileSource
 from data_pipelines.sources.prometheus import PrometheusSource
@@ -82,6 +81,8 @@ def run(args: dict[str, Any]) -> dict[str, dict[str, Any]]:
         args["replace"],
     )  # fmt: skip
     if kind == "quickstart":
+        from data_pipelines.quickstart import build_quickstart  # half of every worker's start otherwise
+
         synthetic = args["synthetic.count"], args["synthetic.length"]
         made = build_quickstart(args["source.path"] or QUICKSTART, out, *synthetic, args["seed"], rules, options)
         return {f"{out}/{split}": manifest for split, manifest in made.items()}
