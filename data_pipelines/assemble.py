@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 SHARD_BYTES = 256 * 2**20
 REPORT = "report.html"
 _ORIGINS = 20  # units a shard's entry names; a shard of many small files would list them all
+_PICK = np.dtype([("part", "<i8"), ("row", "<i8"), *((name, ROW[name]) for name in ("high", "low", "size"))])
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 """Calls a function on every job, anywhere, and yields the results in the order of the jobs."""
 
@@ -125,45 +126,41 @@ def _plan(
 ) -> Iterator[ShardJob]:
     by_source: dict[str, list[np.ndarray]] = {}
     for p, part in enumerate(parts):
-        rows = np.arange(len(part.rows))
-        if dropped is not None and len(dropped[p]):
-            rows = rows[~np.isin(part.rows["group"], dropped[p])]
-        for k, source in enumerate(part.facts["sources"]):
-            mine = rows[part.rows["source"][rows] == k]
-            if len(mine):
-                by_source.setdefault(source, []).append(np.stack([np.full(len(mine), p), mine], axis=1))
+        rows, sources = part.rows, part.facts["sources"]
+        picks = np.empty(len(rows), _PICK)
+        picks["part"], picks["row"] = p, np.arange(len(rows))
+        for field in ("high", "low", "size"):
+            picks[field] = rows[field]
+        keep = np.ones(len(rows), bool) if dropped is None else ~np.isin(rows["group"], dropped[p])
+        for k, at in _groups(np.where(keep, rows["source"], -1)):
+            if k >= 0:
+                by_source.setdefault(sources[k], []).append(picks[at])
     for source in sorted(by_source):
         picks = np.concatenate(by_source.pop(source))
-        high, low, size = (_gather(parts, picks, field) for field in ("high", "low", "size"))
-        order = np.lexsort((low, high))
-        picks, high, low, size = picks[order], high[order], low[order], size[order]
-        same = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
-        if len(same):
-            p, row = picks[same[0]]
-            raise twice(parts[p].group(int(parts[p].rows[row]["group"])))
-        for number, (bits, first, last) in enumerate(leaves(high, size, shard_bytes)):
-            used, place = np.unique(picks[first:last, 0], return_inverse=True)
-            chosen = np.stack([place, picks[first:last, 1]], axis=1)
+        picks = picks[np.lexsort((picks["low"], picks["high"]))]
+        same = (picks["high"][1:] == picks["high"][:-1]) & (picks["low"][1:] == picks["low"][:-1])
+        for at in np.flatnonzero(same)[:1]:
+            one, other = (parts[p] for p in picks["part"][at : at + 2])
+            raise twice(one.group(int(one.rows[picks["row"][at]]["group"])), one, other)
+        for number, (bits, first, last) in enumerate(leaves(picks["high"], picks["size"], shard_bytes)):
+            used, place = np.unique(picks["part"][first:last], return_inverse=True)
+            chosen = np.stack([place, picks["row"][first:last]], axis=1)
             name = ".".join(filter(None, (stem(source), bits, "tar")))
             yield ShardJob(work / "shards", name, source, number, tuple(parts[p].folder for p in used), chosen)
 
 
-def twice(series: Series) -> ValueError:
-    return ValueError(f"series {series.source}/{series.item_id} appears twice; item ids must be unique within a source")
+def twice(series: Series, one: Part, other: Part) -> ValueError:
+    where = " and in ".join(dict.fromkeys(filter(None, (one.facts["unit"], other.facts["unit"]))))
+    return ValueError(
+        f"series {series.source}/{series.item_id} appears twice{where and f' (in {where})'}; item ids must be unique "
+        "within a source: rename one, or, for files of one name in several folders, give source.name="
+    )
 
 
-def _gather(parts: Sequence[Part], picks: np.ndarray, field: str) -> np.ndarray:
-    """A field of the picked rows."""
-    out = np.empty(len(picks), ROW[field])
-    for p, at in _by_part(picks):
-        out[at] = parts[p].rows[field][picks[at, 1]]
-    return out
-
-
-def _by_part(picks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(part, positions of its rows in picks)"""
-    used, count = np.unique(picks[:, 0], return_counts=True)
-    order = np.argsort(picks[:, 0], kind="stable")
+def _groups(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(key, positions that hold it, ascending)"""
+    used, count = np.unique(keys, return_counts=True)
+    order = np.argsort(keys, kind="stable")
     yield from zip(used.tolist(), np.split(order, np.cumsum(count)[:-1]), strict=True)
 
 
@@ -194,7 +191,7 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     counts, checksum, offset = no_counts(), hashlib.sha256(), 0
     rows, entries = np.empty(len(job.picks), ROW), np.zeros(len(job.picks), INDEX)
     origins: Counter[str] = Counter()
-    for p, at in _by_part(job.picks):
+    for p, at in _groups(job.picks[:, 0]):
         part = Part(job.parts[p])
         rows[at] = part.rows[job.picks[at, 1]]
         _count(counts, part, rows[at])

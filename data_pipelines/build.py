@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines import assemble, executors, workplace
 from data_pipelines.counts import Counts
 from data_pipelines.leakage import Refused
-from data_pipelines.parts import Part, PartWriter
+from data_pipelines.parts import GROUP, Part, PartWriter
 from data_pipelines.quality import Rules, clean, reject, split_wide
 from data_pipelines.report import write_report
 from data_pipelines.shards import SCHEMA
@@ -102,7 +102,7 @@ def build(
         parts = [Part(job.folder) for job in jobs]
         counts = Counts()
         for part in parts:
-            counts.merge(Counts.from_json(part.facts["quality"]))
+            counts.merge(Counts.from_json(part.quality))
         dropped = drop_near_duplicates(parts, rules.near_duplicate, counts)
         if not counts.series_kept:
             raise workplace.NothingToWrite(f"{out}: nothing to write: {_why_empty(counts)}")
@@ -169,7 +169,7 @@ def stage(job: StageJob) -> None:
             fit = clean(series, job.rules, counts, refused)
             if fit is not None:
                 part.add(fit, split_wide(fit, job.max_variates, counts))
-        part.facts["quality"] = counts.to_json()
+        part.quality = counts.to_json()
 
 
 def drop_near_duplicates(parts: Sequence[Part], threshold: float, counts: Counts) -> list[np.ndarray]:
@@ -179,23 +179,20 @@ def drop_near_duplicates(parts: Sequence[Part], threshold: float, counts: Counts
     """
     if not threshold:
         return [np.empty(0, np.int64) for _ in parts]
-    where = np.concatenate(
-        [np.stack([np.full(n := len(part.groups), p), np.arange(n)], 1) for p, part in enumerate(parts)]
-    )
-    if not len(where):
-        return [np.empty(0, np.int64) for _ in parts]
-    low, high = (np.concatenate([np.array(part.groups[field]) for part in parts]) for field in ("low", "high"))
-    order = np.lexsort([low, high])
-    low, high, where = low[order], high[order], where[order]
-    same = np.flatnonzero((high[1:] == high[:-1]) & (low[1:] == low[:-1]))
+    found = [np.array(part.groups) for part in parts]
+    where = np.concatenate([np.stack([np.full(len(f), p), np.arange(len(f))], 1) for p, f in enumerate(found)])
+    groups = np.concatenate(found)
+    order = np.lexsort([groups["low"], groups["high"]])
+    groups, where = groups[order], where[order]
+    same = np.flatnonzero((groups["high"][1:] == groups["high"][:-1]) & (groups["low"][1:] == groups["low"][:-1]))
     if len(same):  # rather than drop one of them as a near duplicate, and keep either by chance
-        p, g = where[same[0]].tolist()
-        raise assemble.twice(parts[p].group(g))
-    sketches = np.concatenate([np.array(part.groups["sketch"]) for part in parts])[order]
-    found = near_duplicates(sketches, threshold)
-    drop = np.flatnonzero(found >= 0)
+        (p, g), (q, _) = where[same[0] : same[0] + 2].tolist()
+        raise assemble.twice(parts[p].group(g), parts[p], parts[q])
+    like = near_duplicates(groups["sketch"], threshold)
+    drop = np.flatnonzero(like >= 0)
     for at in drop.tolist():
         series = parts[where[at][0]].group(int(where[at][1]))
-        other = parts[where[found[at]][0]].group(int(where[found[at]][1]))
+        other = parts[where[like[at]][0]].group(int(where[like[at]][1]))
         reject(counts, "near_duplicate", series, f"like {other.source}/{other.item_id}", kept=True)
-    return [where[drop][where[drop][:, 0] == p, 1] for p in range(len(parts))]
+    dropped = where[drop][np.argsort(where[drop][:, 0], kind="stable")]
+    return np.split(dropped[:, 1], np.searchsorted(dropped[:, 0], np.arange(1, len(parts))))

@@ -1,9 +1,10 @@
 """Parts: what one unit of a source yields, cleaned and ready to be copied into shards.
 
     data           the samples one after another, as they stand in a tar
-    rows.npy       one ROW a series
-    groups.npy     one GROUP a series before wide ones were split: what near duplicates are told by
-    facts.json     unit, names of sources and licences, what quality rules did
+    rows           one ROW a series
+    groups         one GROUP a series before wide ones were split: what near duplicates are told by
+    facts.json     unit, names of sources and licences
+    quality.json   what quality rules did, with pictures: too much to keep for every part
 
 Parts are made by any number of processes and in any order; shards are a function of what all parts hold together.
 """
@@ -77,7 +78,8 @@ class PartWriter:
         self._groups: list[tuple] = []
         self._sources: dict[str, int] = {}
         self._licences: dict[str, int] = {}
-        self.facts: dict[str, Any] = {"unit": unit, "quality": ""}
+        self.facts: dict[str, Any] = {"unit": unit}
+        self.quality = ""
 
     def __enter__(self) -> PartWriter:
         return self
@@ -89,10 +91,11 @@ class PartWriter:
         if error is not None:
             shutil.rmtree(self._partial, ignore_errors=True)
             return
-        np.save(self._partial / "rows.npy", np.array(self._rows, ROW))
-        np.save(self._partial / "groups.npy", np.array(self._groups, GROUP))
+        np.array(self._rows, ROW).tofile(self._partial / "rows")
+        np.array(self._groups, GROUP).tofile(self._partial / "groups")
         self.facts |= {"sources": list(self._sources), "licences": list(self._licences)}
         (self._partial / "facts.json").write_text(json.dumps(self.facts))
+        (self._partial / "quality.json").write_text(self.quality)
         try:
             os.replace(self._partial, self.folder)
         except OSError:
@@ -155,11 +158,19 @@ class Part:
 
     @property
     def rows(self) -> np.ndarray:
-        return np.load(self.folder / "rows.npy", mmap_mode="r")
+        return self._mapped("rows", ROW)
 
     @property
     def groups(self) -> np.ndarray:
-        return np.load(self.folder / "groups.npy", mmap_mode="r")
+        return self._mapped("groups", GROUP)
+
+    @property
+    def quality(self) -> str:
+        return (self.folder / "quality.json").read_text()
+
+    def _mapped(self, name: str, dtype: np.dtype) -> np.ndarray:
+        file = self.folder / name  # an empty file cannot be mapped
+        return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
 
     def group(self, number: int) -> Series:
         """A series as it was before it was split."""
