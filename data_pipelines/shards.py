@@ -127,6 +127,7 @@ class ShardSet:
         self.bad = check_sizes(self.store, [s for of in self._shards.values() for s in of])
         if self.bad and not tolerate:
             raise ValueError(next(iter(self.bad.values())))
+        self._names = {source: [shard["name"] for shard in of] for source, of in self._shards.items()}
         self._spans, self._total = spans, at
         self._index = self._open_index()
 
@@ -164,22 +165,29 @@ class ShardSet:
         """float32 [V, T], NaN = missing."""
         entry = self._entry(source, i)
         out = np.empty((entry["variates"], entry["length"]), np.float32)
-        self.store.read_into([(self._shards[source][entry["shard"]]["name"], entry["offset"], out)])
+        self.store.read_into([(self._names[source][entry["shard"]], entry["offset"], out)])
         return out
 
-    def pieces(self, source: str, i: int, start: int, out: np.ndarray) -> list[tuple[str, int, np.ndarray]]:
-        """What Store.read_into needs to fill out [V, steps] with the steps of a series from `start` on.
+    def pieces(
+        self, source: str, series: Sequence[int], starts: Sequence[int], outs: Sequence[np.ndarray]
+    ) -> list[tuple[str, int, np.ndarray]]:
+        """What Store.read_into needs to fill each of outs [V, steps] with the steps of a series from a start on.
 
-        The rows of out must be contiguous. ValueError where the shard is known to be bad.
+        The rows of outs must be contiguous. ValueError where a shard is known to be bad.
         """
-        shard, offset, _, length, *_ = self.index(source)[i].item()
-        name = self._shards[source][shard]["name"]
-        if self.bad and (problem := self.bad.get(name)):
-            raise ValueError(problem)
-        if out.shape[1] == length and out.flags.c_contiguous:
-            return [(name, offset, out)]
-        first = offset + 4 * start
-        return [(name, first + 4 * length * v, row) for v, row in enumerate(out)]
+        entries, names = self.index(source)[series], self._names[source]
+        columns = [entries[name].tolist() for name in ("shard", "offset", "length")]
+        found: list[tuple[str, int, np.ndarray]] = []
+        for shard, offset, length, start, out in zip(*columns, starts, outs, strict=True):
+            name = names[shard]
+            if self.bad and (problem := self.bad.get(name)):
+                raise ValueError(problem)
+            if len(out) == 1 or (out.shape[1] == length and out.flags.c_contiguous):
+                found.append((name, offset + 4 * start, out))
+            else:
+                first = offset + 4 * start
+                found += [(name, first + 4 * length * v, row) for v, row in enumerate(out)]
+        return found
 
     def verify(self) -> dict[str, str]:
         """Read every byte of the shards of these sources; returns and remembers in `bad` those that have changed."""
@@ -202,7 +210,7 @@ class ShardSet:
 
     def shard_name(self, source: str, i: int) -> str:
         """File that holds a series."""
-        return self._shards[source][int(self.index(source)[i]["shard"])]["name"]
+        return self._names[source][int(self.index(source)[i]["shard"])]
 
 
 def check_sizes(store: Store, shards: Sequence[dict]) -> dict[str, str]:

@@ -130,13 +130,13 @@ class Store:
         self.read_into([(name, offset, out)])
         return out.tobytes()
 
-    def read_into(self, pieces: Sequence[tuple[str, int, Any]]) -> None:
-        """Fill each contiguous buffer of (file, offset, buffer) from its file; remote pieces are fetched together."""
+    def read_into(self, pieces: Sequence[tuple[str, int, np.ndarray]]) -> None:
+        """Fill each contiguous array of (file, offset, array) from its file; remote pieces are fetched together."""
         if self.remote:
             return self._fetch(pieces)
         for name, offset, buffer in pieces:
-            view = memoryview(buffer)
-            self._short(name, os.preadv(self._descriptor(name), [view], offset), view.nbytes)
+            if os.preadv(self._descriptor(name), [buffer.data], offset) != buffer.nbytes:
+                self._raise_short(name)
 
     def _descriptor(self, name: str) -> int:
         found = self._files.get(name)
@@ -150,9 +150,8 @@ class Store:
             self._files[name] = found
         return found
 
-    def _short(self, name: str, got: int, asked: int) -> None:
-        if got != asked:
-            raise ValueError(f"{self.where(name)} is shorter than its index says; copy the dataset again or rebuild it")
+    def _raise_short(self, name: str) -> None:
+        raise ValueError(f"{self.where(name)} is shorter than its index says; copy the dataset again or rebuild it")
 
     def _fetch(self, pieces: Sequence[tuple[str, int, Any]]) -> None:
         fs, root = self._remote()
@@ -175,5 +174,6 @@ class Store:
                 raise OSError(f"{self.where(name)} cannot be read: {data!r}") from data
             for offset, view in inside:
                 part = data[offset - start : offset - start + view.nbytes]
-                self._short(name, len(part), view.nbytes)
+                if len(part) != view.nbytes:
+                    self._raise_short(name)
                 view[:] = part

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,44 +26,64 @@ def patch_mask(
     Variates of a series share their spans: at inference a whole series' future is hidden, so a variate must not peek
     at a sibling.
     """
-    patches = observed.shape[1]
-    ids, member = np.unique(series_ids, return_inverse=True)
-    seen = np.zeros((len(ids), patches), dtype=bool)
-    np.logical_or.at(seen, member, observed)
-    spans = rng.integers(1, max_span + 1, size=len(ids)).tolist()
-    rates = rng.uniform(0.0, max_rate, size=len(ids)).tolist()
-    orders = rng.random((len(ids), patches), dtype=np.float32).argsort(axis=1)
-    hidden = np.zeros((len(ids), patches), dtype=bool)
-    for i in np.flatnonzero(seen.any(axis=1)).tolist():
-        after = int(seen[i].argmax()) + 1
-        free = patches - int(seen[i, ::-1].argmax()) - after
-        count = min(round(rates[i] * (free + 1)), free)
-        hidden[i, after : after + free] = _spans(orders[i].tolist(), free, spans[i], count)
-    visible = ~hidden[member]
-    # a variate that starts later than its siblings keeps its own first patch
-    started = np.flatnonzero(observed.any(axis=1))
-    visible[started, observed[started].argmax(axis=1)] = True
+    variates, patches = observed.shape
+    draws = rng.random((variates, 2 + patches), dtype=np.float32)
+    visible = np.ones((variates, patches), np.bool_)
+    _hide(draws, observed, series_ids, max_span, max_rate, visible)
     return visible
 
 
-def _spans(order: list[int], patches: int, span: int, count: int) -> np.ndarray:
-    """`count` True among `patches`: spans at the starts that `order` names first, the last one cut to fit.
-
-    Sets of patches are the bits of Python integers, several times faster than arrays at these sizes.
-    """
-    bits, left, last_start, ones = 0, count, max(patches - span, 0), (1 << min(span, patches)) - 1
-    for start in order:
-        if left <= 0:
-            break
-        if start > last_start:
+@numba.njit(cache=True)
+def _hide(
+    draws: np.ndarray,
+    observed: np.ndarray,
+    series_ids: np.ndarray,
+    max_span: int,
+    max_rate: float,
+    visible: np.ndarray,
+) -> None:
+    """Hide what the draws [V, 2 + P] in [0, 1) say; those of a series stand with its first variate."""
+    variates, patches = observed.shape
+    first, last = np.full(variates, patches), np.full(variates, -1)
+    for v in range(variates):
+        for p in range(patches):
+            if observed[v, p]:
+                first[v] = min(first[v], p)
+                last[v] = p
+    done = np.zeros(variates, np.bool_)
+    hidden, starts = np.empty(patches, np.bool_), np.empty(patches, np.int64)
+    for v in range(variates):
+        if done[v]:
             continue
-        new = (ones << start) & ~bits
-        while new.bit_count() > left:
-            new ^= 1 << (new.bit_length() - 1)
-        bits |= new
-        left -= new.bit_count()
-    packed = np.frombuffer(bits.to_bytes(patches // 8 + 1, "little"), np.uint8)
-    return np.unpackbits(packed, count=patches, bitorder="little").astype(bool)
+        after, end = patches, -1
+        for m in range(v, variates):
+            if series_ids[m] == series_ids[v]:
+                done[m] = True
+                after, end = min(after, first[m] + 1), max(end, last[m] + 1)
+        free = end - after
+        if free <= 0:
+            continue
+        span = min(1 + int(draws[v, 0] * max_span), free)
+        left = min(int(np.rint(draws[v, 1] * max_rate * (free + 1))), free)
+        hidden[:] = False
+        count = free - span + 1
+        for k in range(count):
+            starts[k] = after + k
+        for k in range(count):
+            if left == 0:
+                break
+            pick = k + int(draws[v, 2 + k] * (count - k))  # the next of a random permutation
+            start = starts[pick]
+            starts[pick] = starts[k]
+            for p in range(start, start + span):
+                if left > 0 and not hidden[p]:
+                    hidden[p] = True
+                    left -= 1
+        for m in range(v, variates):
+            if series_ids[m] == series_ids[v]:
+                for p in range(patches):
+                    # a variate that starts later than its siblings keeps its own first patch
+                    visible[m, p] = not hidden[p] or p == first[m]
 
 
 def labels_and_weights(

@@ -220,6 +220,7 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
         enable_model_summary=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loader knows its rank
     )
     trainer.fit(module, datamodule=data)
     if module.position.step < total:

@@ -19,7 +19,7 @@ import torch
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
 from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig, ScheduleConfig
-from toto_train.data.loader import RowDataModule, RowDataset, RowLoader
+from toto_train.data.loader import HELD, RowDataModule, RowDataset, RowLoader
 from toto_train.data.rows import Rows
 from toto_train.model.decoder import group_ids
 from toto_train.model.toto import mask_flags
@@ -128,6 +128,30 @@ def test_a_pickled_dataset_gives_the_same(folder):
     dataset = RowDataset(config(folder), Rows(config(folder)))
     before = list(RowLoader(dataset, 0, 1))
     assert_same(list(RowLoader(pickle.loads(pickle.dumps(dataset)), 0, 1)), before)
+
+
+def test_what_somebody_keeps_is_never_written_over(folder):
+    """Views of a few early batches live on while the workers make many more in the same memory."""
+    c = config(folder, workers=2)
+    c.schedule = ScheduleConfig(max_steps=20)
+    plain = stream(dataclasses.replace(c, data=dataclasses.replace(c.data, workers=0)))
+    kept, places = [], set()
+    for i, batch in enumerate(RowLoader(RowDataset(c, Rows(c)), 2, 2)):
+        assert_same([batch], [plain[i]])
+        places.add(batch["target"].data_ptr())
+        if i in (1, 11):
+            kept.append((i, batch["target"][1, 2:].numpy()[:, 3:]))
+        del batch
+    for i, view in kept:
+        assert np.array_equal(view, plain[i]["target"][1, 2:, 3:].numpy())
+    assert len(plain) == 80
+    assert len(places) <= 2 * 2 + HELD, "slots are used again"
+
+
+@pytest.mark.slow
+def test_workers_that_are_spawned_give_the_same(folder):
+    c = config(folder, workers=1)
+    assert_same(stream(c, start_method="spawn"), stream(config(folder)))
 
 
 def test_a_second_pass_starts_again_and_leaves_the_global_generator_alone(folder):

@@ -70,6 +70,16 @@ def test_realised_rate_and_span_lengths_follow_the_draws():
     assert np.mean(np.array(long) >= 8) > 0.4  # spans are contiguous: half of the draws are longer than 8
 
 
+def test_spans_start_anywhere():
+    """Spans of one patch: each of the 20 places behind the first is hidden as often as the others."""
+    rng, rows = np.random.default_rng(0), 4000
+    masks = ~patch_mask(rng, np.ones((rows, 21), bool), np.arange(rows), 1, 0.4)
+    hidden = masks.sum(axis=0)
+    assert hidden[0] == 0
+    # about 20 % of 4,000 are 800, with a standard deviation of some 25; 4.5 of those for 20 places
+    assert np.abs(hidden[1:] - hidden[1:].mean()).max() < 115
+
+
 def test_masks_are_a_function_of_the_generator():
     observed, ids = np.ones((4, 64), bool), np.array([0, 0, 1, 1])
     a, b = (patch_mask(np.random.default_rng(7), observed, ids, 16, 0.4) for _ in range(2))

@@ -7,8 +7,8 @@ batches, so 1, 8 or 64 GPUs see the same global batches, and a resumed run goes 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import signal
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -16,20 +16,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.executors import end_with_parent
 from toto_train.config import Config
 from toto_train.data.order import Order
 from toto_train.data.rows import Batch, Rows
+from toto_train.data.slots import Slots
 from toto_train.model.decoder import MaskFlags
 
+Job = tuple[int, int | None]
+"""(number of a micro batch, shared slot to make it in)."""
+HELD = 4
+"""Batches that may be in use while the workers fill all that they prefetch."""
 
-class RowDataset(IterableDataset[Batch]):
-    """Yields the micro batches of one rank; among K loader workers, worker w makes batches w, w + K, ...
 
-    DataLoader asks its workers in turn, so the stream does not depend on how many there are.
-    """
+class RowDataset(Dataset[Batch | int]):
+    """The micro batches of one rank by number."""
 
     def __init__(self, config: Config, rows: Rows, start_step: int = 0, world: int = 1, rank: int = 0):
         if config.global_rows % (world * config.micro_rows):
@@ -39,36 +42,51 @@ class RowDataset(IterableDataset[Batch]):
             )
         self.rows, self.world, self.rank = rows, world, rank
         self.global_rows, self.micro_rows = config.global_rows, config.micro_rows
-        self.accumulation = config.global_rows // (world * config.micro_rows)
-        self.start_step, self.max_steps = start_step, config.schedule.max_steps
+        accumulation = config.global_rows // (world * config.micro_rows)
+        self.jobs = range(start_step * accumulation, config.schedule.max_steps * accumulation)
+        """Numbers of the batches that are still to come, counted from the start of the run."""
+        self.slots: Slots | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for i in range(self.start_step * self.accumulation + worker, self.max_steps * self.accumulation, workers):
-            yield self.rows.batch(self.numbers(i))
+    def __len__(self) -> int:
+        return len(self.jobs)
 
     def numbers(self, i: int) -> range:
-        """Row numbers of this rank's i-th micro batch, counted from the start of the run."""
-        step, micro = divmod(i, self.accumulation)
+        """Row numbers of this rank's i-th micro batch."""
+        step, micro = divmod(i, self.global_rows // (self.world * self.micro_rows))
         first = step * self.global_rows + micro * self.micro_rows * self.world + self.rank
         return range(first, first + self.micro_rows * self.world, self.world)
 
+    def batch(self, i: int, out: Batch | None = None) -> Batch:
+        return self.rows.batch(self.numbers(i), out)
+
+    def __getitem__(self, job: Job) -> Batch | int:
+        """What a worker does: make a batch in a slot and return the slot, or return the batch itself."""
+        i, slot = job
+        if slot is None:
+            return self.batch(i)
+        assert self.slots is not None
+        self.batch(i, self.slots.arrays(slot))
+        return slot
+
 
 class RowLoader(DataLoader):
-    """Tensors of a RowDataset's batches, with a known number of them.
+    """Tensors of a RowDataset's batches, in order and with a known number of them, whoever makes them.
 
-    Workers send arrays through their pipe: sharing tensors costs a file and a handshake for each, 2-3 times as long.
+    Workers write batches into memory they share with the run, which reads them where they are: a pipe would copy each
+    twice. While no slot is free, because somebody keeps many batches, they come through the pipe.
     """
 
     def __init__(self, dataset: RowDataset, workers: int, prefetch: int, start_method: str | None = None):
+        # only forked processes inherit the slots
+        forks = "fork" in multiprocessing.get_all_start_methods() and start_method in (None, "fork")
+        self._slots = workers * prefetch + HELD if forks else 0
         super().__init__(
             dataset,
             batch_size=None,
+            sampler=_Jobs(dataset),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
-            persistent_workers=workers > 0,
-            multiprocessing_context=start_method if workers else None,
+            multiprocessing_context=("fork" if forks else start_method) if workers else None,
             collate_fn=_as_it_is,
             worker_init_fn=_end_with_the_run,
             generator=torch.Generator(),  # else every start of the loader would move the global generator
@@ -82,20 +100,39 @@ class RowLoader(DataLoader):
         return iterator
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Tensors by the names of `Rows.batch`; `flags` and `points` stay plain, for use without a device sync, and
+        """Tensors by the names of `Rows.empty`; `flags` and `points` stay plain, for use without a device sync, and
         `reads` holds source, seconds and lost as arrays."""
-        for batch in super().__iter__():
-            flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))
-            reads = {name: batch.pop(name) for name in ("source", "seconds", "lost")}
-            tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-            if torch.cuda.is_available():  # what lets the copy to the device run beside the step
-                tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-            yield {**tensors, "flags": flags, "points": points, "reads": reads}
-
-    def __len__(self) -> int:
         data = self.dataset
         assert isinstance(data, RowDataset)
-        return max(0, data.max_steps - data.start_step) * data.accumulation
+        if not self.num_workers:
+            yield from (_tensors(data.batch(i)) for i in data.jobs)
+            return
+        slots = data.slots = Slots(data.rows.empty(data.micro_rows), self._slots)
+        for made in super().__iter__():
+            yield _tensors(slots.lend(made) if isinstance(made, int) else made)
+
+
+class _Jobs:
+    """The jobs of a dataset, in order; each takes a slot if there is one when a worker is asked for it."""
+
+    def __init__(self, dataset: RowDataset):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Job]:
+        slots = self._dataset.slots
+        return ((i, slots.take() if slots else None) for i in self._dataset.jobs)
+
+
+def _tensors(batch: Batch) -> dict[str, Any]:
+    flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))
+    reads = {name: batch.pop(name).copy() for name in ("source", "seconds", "lost")}
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    if torch.cuda.is_available():  # what lets the copy to the device run beside the step
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {**tensors, "flags": flags, "points": points, "reads": reads}
 
 
 def _end_with_the_run(worker: int) -> None:
@@ -129,7 +166,5 @@ class RowDataModule(LightningDataModule):
 
     def train_dataloader(self) -> RowLoader:
         world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        # Lightning doubts __len__ of an iterable dataset because workers often repeat each other; here they do not
-        warnings.filterwarnings("ignore", message=r"Your `IterableDataset` has `__len__` defined")
         dataset = RowDataset(self.config, self.rows, self.start_step, world, rank)
         return RowLoader(dataset, self.config.data.workers, self.config.data.prefetch)

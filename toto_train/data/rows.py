@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+import numba
 import numpy as np
 
 from data_pipelines.shards import ShardSet
@@ -30,11 +31,12 @@ class Rows:
         self.altering = active(config.data.augment)
         self.labels = list(self.order.shares)
         self._number = {label: k for k, label in enumerate(self.labels)}
-        self._mask_key, self._augment_key = key_of(config.seed, "cpm"), key_of(config.seed, "augment")
+        self._mask_bits = np.random.Philox(key=key_of(config.seed, "cpm"))
+        self._augment_bits = np.random.Philox(key=key_of(config.seed, "augment"))
         self._told: set[str] = set()
 
-    def batch(self, numbers: Sequence[int]) -> Batch:
-        """The rows of the given numbers.
+    def empty(self, rows: int) -> Batch:
+        """The arrays of a batch, of any content.
 
         target      float32 [B, V, T]  0 where missing, and around series shorter than T: those start in the first
                                        patch and end with a whole one
@@ -48,19 +50,25 @@ class Rows:
         seconds     float64 [B]        time spent reading
         lost        int64   [B]        windows in quarantine: their slots are empty
         """
-        shape = len(numbers), self.variates, self.length
-        out: Batch = {
-            "target": np.zeros(shape, np.float32),
+        shape = rows, self.variates, self.length
+        return {
+            "target": np.empty(shape, np.float32),
             "target_mask": np.empty(shape, bool),
             "cpm_mask": np.empty(shape, bool),
             "series_ids": np.empty(shape[:2], np.int64),
-            "row": np.array(numbers, np.int64),
-            "source": np.empty(len(numbers), np.int64),
-            "seconds": np.empty(len(numbers)),
-            "lost": np.zeros(len(numbers), np.int64),
+            "row": np.empty(rows, np.int64),
+            "flags": np.empty(2, bool),
+            "points": np.empty((), np.int64),
+            "source": np.empty(rows, np.int64),
+            "seconds": np.empty(rows),
+            "lost": np.empty(rows, np.int64),
         }
-        patches = self.length // self.patch_size
-        alive = np.empty((*shape[:2], patches), bool)
+
+    def batch(self, numbers: Sequence[int], out: Batch | None = None) -> Batch:
+        """The rows of the given numbers, in new arrays or in `out`; `empty` says what they are."""
+        out = self.empty(len(numbers)) if out is None else out
+        out["row"][:] = numbers
+        alive = np.empty((len(numbers), self.variates, self.length // self.patch_size), bool)
         for b, n in enumerate(numbers):
             spec = self.order.row(n)
             target, mask, ids = out["target"][b], out["target_mask"][b], out["series_ids"][b]
@@ -70,14 +78,13 @@ class Rows:
             out["source"][b], out["seconds"][b] = self._number[spec.source], time.perf_counter() - begin
             self._observe(windows, target, mask)
             if self.altering and self._entry(spec).augment:
-                rng = np.random.Generator(np.random.Philox(key=self._augment_key, counter=[0, 0, 0, n]))
-                augment(target, mask, windows, self.data.augment, rng)
+                augment(target, mask, windows, self.data.augment, generator(self._augment_bits, n))
             self._hide(n, mask, ids, out["cpm_mask"][b], alive[b])
         ids = out["series_ids"]
         after_empty = alive[..., 1:] & ~alive[..., :-1]
         differ = (ids != ids[:, :1]).any() or (alive != alive[:, :1]).any()
-        out["flags"] = np.array([after_empty.any(), differ])
-        out["points"] = np.array(np.count_nonzero(out["target_mask"]))
+        out["flags"][:] = after_empty.any(), differ
+        out["points"][...] = np.count_nonzero(out["target_mask"])
         return out
 
     def _entry(self, spec: RowSpec) -> MixtureEntry:
@@ -86,47 +93,49 @@ class Rows:
     def _place(self, spec: RowSpec, ids: np.ndarray) -> list[Window]:
         """Where each window of a row stands; fills ids [V]."""
         shards, source = self.order.open(spec.source)
-        widths = shards.index(source)["variates"]
+        widths = shards.index(source)["variates"][[series for series, _, _ in spec.windows]].tolist()
         top, windows = 0, []
-        for k, (series, _, steps) in enumerate(spec.windows):
-            below = top + int(widths[series])
+        for (_, _, steps), width in zip(spec.windows, widths, strict=True):
             # in the first patches that hold them, so that attention over time needs no mask for what is empty
             first = -steps % self.patch_size
-            windows.append((top, below, first, first + steps))
-            ids[top:below] = k
-            top = below
-        ids[top:] = np.arange(len(windows), len(windows) + self.variates - top)
+            windows.append((top, top + width, first, first + steps))
+            top += width
+        ids[:top] = np.repeat(np.arange(len(widths)), widths)
+        ids[top:] = np.arange(len(widths), len(widths) + self.variates - top)
         return windows
 
     def _read(self, spec: RowSpec, windows: list[Window], target: np.ndarray) -> int:
-        """Fill target [V, T]; returns how many windows are in quarantine."""
+        """Fill the windows of target [V, T]; returns how many of them are in quarantine."""
         shards, source = self.order.open(spec.source)
         block = self._entry(spec).downsample
-        if shards.store.remote and block == 1:  # all windows in one go: what costs there is the latency
-            try:
-                pieces = []
-                for (series, start, _), (top, below, first, end) in zip(spec.windows, windows, strict=True):
-                    pieces += shards.pieces(source, series, start, target[top:below, first:end])
-                shards.store.read_into(pieces)
-                return 0
-            except (ValueError, OSError):  # again one by one, to know which
-                target[:] = 0
+        places = [target[top:below, first:end] for top, below, first, end in windows]
+
+        def read(which: slice) -> None:
+            of = spec.windows[which]
+            outs = places[which]
+            if block > 1:
+                outs = [np.empty((len(out), out.shape[1] * block), np.float32) for out in outs]
+            series, starts = [s for s, _, _ in of], [start * block for _, start, _ in of]
+            shards.store.read_into(shards.pieces(source, series, starts, outs))
+            if block > 1:
+                for raw, out in zip(outs, places[which], strict=True):
+                    block_means(raw, block, out)
+
+        try:
+            read(slice(None))
+            return 0
+        except (ValueError, OSError):
+            pass  # again one by one, to know which
         lost = 0
-        for (series, start, steps), (top, below, first, end) in zip(spec.windows, windows, strict=True):
-            here = target[top:below, first:end]
+        for k, (series, _, _) in enumerate(spec.windows):
             try:
-                if block == 1:
-                    shards.store.read_into(shards.pieces(source, series, start, here))
-                else:
-                    raw = np.empty((below - top, steps * block), np.float32)
-                    shards.store.read_into(shards.pieces(source, series, start * block, raw))
-                    block_means(raw, block, here)
+                read(slice(k, k + 1))
             except (ValueError, OSError) as error:
                 file = shards.store.where(shards.shard_name(source, series))
                 message = f"row {spec.n}: cannot read series {series} of {spec.source} ({file}): {error}"
                 if self.data.on_fault == "stop":
                     raise ValueError(message) from error
-                here[:] = np.nan
+                places[k][:] = np.nan
                 lost += 1
                 if file not in self._told:
                     self._told.add(file)
@@ -135,36 +144,59 @@ class Rows:
 
     def _observe(self, windows: list[Window], target: np.ndarray, mask: np.ndarray) -> None:
         """mask [V, T] of what is observed; zeros in target where it is not."""
-        np.isfinite(target, out=mask)
-        if not mask.all():
-            np.copyto(target, 0.0, where=~mask)
-        mask[windows[-1][1] :] = False
+        inside = np.zeros((self.variates, 2), np.int64)
         for top, below, first, end in windows:
-            if end - first < self.length:
-                mask[top:below, :first] = False
-                mask[top:below, end:] = False
+            inside[top:below] = first, end
+        observe(target, inside, mask)
 
     def _hide(self, n: int, mask: np.ndarray, ids: np.ndarray, out: np.ndarray, alive: np.ndarray) -> None:
         """Draw the contiguous patch mask of row n into out [V, T]; the draw depends on seed and n alone.
 
         alive [V, P]: patches that hold an observed value or are hidden.
         """
-        rng = np.random.Generator(np.random.Philox(key=self._mask_key, counter=[0, 0, 0, n]))
         observed = any_in_patches(mask, self.patch_size)
+        rng = generator(self._mask_bits, n)
         visible = patch_mask(rng, observed, ids, self.objective.max_span, self.objective.max_rate)
-        out[:] = np.repeat(visible, self.patch_size, axis=1)
+        # whole patches of flags at once: several times as fast as repeating them
+        patch = f"V{self.patch_size}"
+        flags = np.repeat([False, True], self.patch_size).view(patch)
+        flags.take(visible.view(np.uint8), out=out.view(patch), mode="clip")
         np.logical_or(observed, ~visible, out=alive)
+
+
+def generator(bits: np.random.Philox, n: int) -> np.random.Generator:
+    """The generator of row n: as of a new Philox(key, counter=[0, 0, 0, n]) with the key of `bits`, which asks the
+    system for entropy first and so takes several times as long."""
+    state = bits.state
+    state["state"]["counter"][:] = 0, 0, 0, n
+    bits.state = state | {"buffer_pos": len(state["buffer"]), "has_uint32": 0}
+    return np.random.Generator(bits)
+
+
+@numba.njit(cache=True)
+def observe(target: np.ndarray, inside: np.ndarray, mask: np.ndarray) -> None:
+    """Set mask [V, T] to what is finite in target [V, T] between the steps inside [V, 2]; zero the rest of target."""
+    zero, largest = np.float32(0), np.float32(np.finfo(np.float32).max)
+    for v in range(target.shape[0]):
+        first, end = inside[v]
+        target[v, :first] = zero
+        mask[v, :first] = False
+        target[v, end:] = zero
+        mask[v, end:] = False
+        values, flags = target[v, first:end], mask[v, first:end]  # one index each, or the loop is not vectorised
+        for t in range(len(values)):
+            value = values[t]
+            seen = abs(value) <= largest  # not of NaN either
+            flags[t] = seen
+            values[t] = value if seen else zero
 
 
 def any_in_patches(mask: np.ndarray, patch_size: int) -> np.ndarray:
     """Whether any of each patch of bool [V, T] is True: [V, T / patch_size]."""
-    if patch_size % 8:
-        return np.any(mask.reshape(len(mask), -1, patch_size), axis=-1)
-    words = mask.view(np.uint64).reshape(len(mask), -1, patch_size // 8)  # 8 flags at once, and no reduction of 32
-    found: np.ndarray = words[..., 0].copy()
-    for k in range(1, words.shape[-1]):
-        found |= words[..., k]
-    return found.astype(bool)
+    if patch_size in (8, 16, 32, 64):  # the flags of a patch are the bits of an integer
+        found: np.ndarray = np.packbits(mask, axis=-1).view(f"u{patch_size // 8}") != 0
+        return found
+    return np.any(mask.reshape(len(mask), -1, patch_size), axis=-1)
 
 
 def block_means(raw: np.ndarray, block: int, out: np.ndarray) -> None:
