@@ -23,7 +23,16 @@ import numpy as np
 
 from data_pipelines.parts import BLOCK, ROW, Part, PartWriter, stem
 from data_pipelines.series import DOMAINS, Series
-from data_pipelines.shards import INDEX, INDEX_FILE, MANIFEST, SCHEMA, add_counts, index_name, no_counts
+from data_pipelines.shards import (
+    INDEX,
+    INDEX_FILE,
+    MANIFEST,
+    SCHEMA,
+    add_counts,
+    index_name,
+    manifest_sha256,
+    no_counts,
+)
 from data_pipelines.store import Store
 from data_pipelines.workplace import NothingToWrite, publish, workplace
 
@@ -99,6 +108,7 @@ def write_all(
 
 
 def save_manifest(work: Path, manifest: dict) -> None:
+    manifest["sha256"] = manifest_sha256(manifest)
     (work / "shards" / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
@@ -161,7 +171,7 @@ def _groups(keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """(key, positions that hold it, ascending)"""
     used, count = np.unique(keys, return_counts=True)
     order = np.argsort(keys, kind="stable")
-    yield from zip(used.tolist(), np.split(order, np.cumsum(count)[:-1]), strict=True)
+    yield from zip(used.tolist(), np.split(order, np.cumsum(count))[:-1], strict=True)
 
 
 def leaves(high: np.ndarray, size: np.ndarray, limit: int) -> Iterator[tuple[str, int, int]]:

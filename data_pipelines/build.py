@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines import assemble, executors, workplace
 from data_pipelines.counts import Counts
 from data_pipelines.leakage import Refused
-from data_pipelines.parts import GROUP, Part, PartWriter
+from data_pipelines.parts import Part, PartWriter
 from data_pipelines.quality import Rules, clean, reject, split_wide
 from data_pipelines.report import write_report
 from data_pipelines.shards import SCHEMA

@@ -75,6 +75,12 @@ def add_counts(counts: dict, other: dict) -> None:
             counts[key] += value
 
 
+def manifest_sha256(manifest: dict) -> str:
+    """Checksum of all but the entry that holds it."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(path: str | Path) -> dict:
     """The manifest of a dataset folder or URL; ValueError where there is none or it is of another schema."""
     store = Store(path)

@@ -103,14 +103,17 @@ class Store:
         except FileNotFoundError as error:
             raise ValueError(f"{self.where(name)} is missing") from error
 
+    def open(self, name: str) -> Any:
+        """A file, open for reading bytes from its beginning to its end."""
+        if self.remote:
+            fs, root = self._remote()
+            return fs.open(posixpath.join(root, name), "rb")
+        return open(os.path.join(self.folder, name), "rb")
+
     def sha256(self, name: str) -> str | None:
         """Checksum of a file; None where it cannot be read."""
         try:
-            if self.remote:
-                fs, root = self._remote()
-                with fs.open(posixpath.join(root, name), "rb") as file:
-                    return hashlib.file_digest(file, "sha256").hexdigest()
-            with open(os.path.join(self.folder, name), "rb") as file:
+            with self.open(name) as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError:
             return None

@@ -1,4 +1,4 @@
-"""Check every byte of a dataset folder against its manifest: python scripts/verify_shards.py DIR
+"""Check every byte of a dataset against its manifest: python scripts/verify_shards.py DIR (a folder or a URL)
 
 Prints each problem (exit 1) or what the dataset holds (exit 0); series without variation are named as warnings.
 """

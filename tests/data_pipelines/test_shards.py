@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import webdataset
@@ -20,7 +21,7 @@ import webdataset
 from data_pipelines import store
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from data_pipelines.shards import INDEX, ShardSet
+from data_pipelines.shards import INDEX, ShardSet, manifest_sha256
 from data_pipelines.verify import verify
 
 
@@ -216,6 +217,52 @@ def test_verify_finds_a_flipped_byte_and_names_the_shard(dataset, where):
     assert shard.name in problems[0]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_verify_finds_a_byte_flipped_anywhere(tmp_path, remote):
+    write_shards(tmp_path / "set", interleaved()[:6], {"made": "by a test"}, shard_bytes=8000)
+    rng = np.random.default_rng(0)
+    memory = fsspec.filesystem("memory")
+    where = "memory://flipped/set" if remote else tmp_path / "set"
+    whole = files(tmp_path / "set")
+    try:
+        for name, data in whole.items():
+            memory.pipe_file(f"/flipped/set/{name}", data)
+        assert verify(where) == []
+        for name, data in whole.items():
+            for at in rng.integers(0, len(data), 3 if remote else 25).tolist():
+                flipped = bytearray(data)
+                flipped[at] ^= 1 << int(rng.integers(8))
+                if remote:
+                    memory.pipe_file(f"/flipped/set/{name}", bytes(flipped))
+                else:
+                    (tmp_path / "set" / name).write_bytes(flipped)
+                problems = verify(where)
+                assert len(problems) == 1, (name, at, problems)
+                assert f"{where}/{name}" in problems[0]
+            memory.pipe_file(f"/flipped/set/{name}", data)
+            (tmp_path / "set" / name).write_bytes(data)
+        memory.rm_file("/flipped/set/plain.tar")
+        if remote:
+            assert verify(where) == [f"{where}/plain.tar is missing; copy the dataset again or rebuild it"]
+    finally:
+        memory.store.clear()
+
+
+def test_verify_finds_counts_that_are_wrong(dataset):
+    file = dataset / "manifest.json"
+    whole = file.read_text()
+    for keys in (("series",), ("sources", "plain", "points"), ("shards", 0, "missing")):
+        manifest = json.loads(whole)
+        place = manifest
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] += 1
+        manifest["sha256"] = manifest_sha256(manifest)
+        file.write_text(json.dumps(manifest))
+        (problem,) = verify(dataset)
+        assert re.search("counts (of|in)", problem)
+
+
 def test_verify_finds_an_index_of_another_shard(dataset):
     one, two = sorted(dataset.glob("*.index.npy"))[:2]
     shutil.copy(one, two)
@@ -238,6 +285,7 @@ def test_verify_refuses_other_types_with_file_and_fix(dataset):
     (entry,) = (s for s in manifest["shards"] if s["name"] == shard.name)
     shard.write_bytes(shard.read_bytes().replace(b"'<f4'", b"'<i4'"))
     entry["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()  # what a writer of such files would have noted
+    manifest["sha256"] = manifest_sha256(manifest)
     (dataset / "manifest.json").write_text(json.dumps(manifest))
     (problem,) = verify(dataset)
     assert re.search(f"{shard.name}.*int32.*must be float32.*rebuild", problem)
