@@ -81,6 +81,10 @@ def usual_interval(steps: np.ndarray) -> float | None:
     return near if abs(near - step) <= ROUND_WITHIN * near else step
 
 
+def _day(stamp: np.datetime64) -> str:
+    return str(stamp.astype("datetime64[s]"))
+
+
 def to_grid(stamps: np.ndarray, values: np.ndarray, interval: float, counts: Counter[str], where: str) -> np.ndarray:
     """Rows of values [N, V] at stamps [N] (datetime64 of any unit) -> float32 [V, T] with a step of `interval` seconds.
 
@@ -97,8 +101,8 @@ def to_grid(stamps: np.ndarray, values: np.ndarray, interval: float, counts: Cou
     length = int(slots[-1]) + 1
     if length > MAX_SPARSITY * len(stamps):
         raise ValueError(
-            f"{where}: {len(stamps)} rows span {length} steps of {interval:g} s; "
-            "stamps this irregular are events: count or average them per interval first"
+            f"{where}: {len(stamps)} rows from {_day(stamps.min())} to {_day(stamps.max())} span {length} steps of "
+            f"{interval:g} s; correct a wrong stamp, or, of events, count or average them per interval first"
         )
     last = np.append(slots[1:] != slots[:-1], True)  # of the rows in one slot
     used, rows = slots[last], order[last]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
@@ -52,7 +53,8 @@ def reading(where: str, what: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error, csv.Error) as error:
-        raise ValueError(f"{where}: cannot be read as {what} ({error or type(error).__name__})") from error
+        hint = "; save it as UTF-8" if "utf8" in str(error).lower().replace("-", "") else ""
+        raise ValueError(f"{where}: cannot be read as {what} ({error or type(error).__name__}){hint}") from error
 
 
 def open_file(where: str) -> IO[bytes]:
@@ -159,10 +161,12 @@ def text(where: str) -> Iterator[Any]:
 
 def csv_table(where: str) -> Reader:
     """A CSV file with a header, every column as text: a type guessed from its first rows may not hold to the last."""
-    names = _header(where)
+    names, before, delimiter = _header(where)
     options: dict[str, Any] = {
-        "read_options": pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, column_names=names, skip_rows_after_names=1),
-        "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True),
+        "read_options": pyarrow.csv.ReadOptions(
+            block_size=CSV_BLOCK, column_names=names, skip_rows_after_names=before + 1
+        ),
+        "parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True, delimiter=delimiter),
         "convert_options": pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=_MISSING
         ),
@@ -180,13 +184,20 @@ def csv_table(where: str) -> Reader:
     return Reader(where, pa.schema([(name, pa.string()) for name in names]), batches, size=size)
 
 
-def _header(where: str) -> list[str]:
+def _header(where: str) -> tuple[list[str], int, str]:
+    """(columns, blank lines before them, what separates them): a semicolon or tab where a header has no comma."""
+    before = 0
     with reading(where, "a table"), text(where) as stream:
-        lines = csv.reader(line.decode("utf-8-sig") for line in stream)
-        names = next((line for line in lines if line), None)
-    if names is None:
-        raise ValueError(f"{where}: cannot be read as a table (it is empty)")
-    return _renamed(names)
+        for line in stream:
+            if first := line.decode("utf-8-sig").strip("\r\n"):
+                break
+            before += 1
+        else:
+            raise ValueError(f"{where}: cannot be read as a table (it is empty)")
+        delimiter = next((d for d in ",;\t" if d in first), ",")
+        lines = itertools.chain([line], stream)
+        names = next(csv.reader((line.decode("utf-8-sig") for line in lines), delimiter=delimiter))
+    return _renamed(names), before, delimiter
 
 
 class _Readable(io.RawIOBase):

@@ -12,6 +12,11 @@ import pyarrow.compute as pc
 _UNITS = (("s", 1e11), ("ms", 1e14), ("us", 1e17), ("ns", np.inf))  # numbers since 1970, told apart by the largest
 
 
+# numbers that are dates rather than seconds: smallest and largest, and what divides them into year, month and day
+_CALENDAR = ((19000101, 21001231, (10_000, 100)), (190001, 210012, (100,)), (1900, 2100, ()))
+_DAY_OR_MONTH_FIRST = r"^\s*\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b"
+
+
 class Fractions(Exception):
     """Stamps that began as whole numbers have decimals further down."""
 
@@ -97,6 +102,7 @@ class Clock:
         self.dtype = np.dtype(np.float64 if fractions else np.int64)
         self._dates: bool | None = None  # else numbers since 1970
         self._largest = 0.0
+        self._calendar = list(_CALENDAR)  # forms that all numbers so far have
 
     def encode(self, column: pa.Array, first: int = 0) -> np.ndarray:
         """Stamps of one batch. ValueError names the row of one that is none; Fractions where `fractions` is needed."""
@@ -115,6 +121,7 @@ class Clock:
             if (found % 1).any():
                 raise Fractions
             found = found.astype(np.int64)
+        self._calendar = [form for form in self._calendar if not len(found) or _is_calendar(found, *form)]
         return found.astype(self.dtype)
 
     def decode(self, encoded: np.ndarray) -> np.ndarray:
@@ -122,6 +129,8 @@ class Clock:
         encoded = np.ascontiguousarray(encoded)
         if self._dates:
             return encoded.view("datetime64[ns]")
+        if self._calendar and self.dtype == np.int64:
+            return _from_calendar(encoded, self._calendar[0][2])
         unit = next(u for u, limit in _UNITS if self._largest < limit)
         if self.dtype == np.int64:
             return encoded.astype(f"datetime64[{unit}]")
@@ -156,7 +165,9 @@ class Clock:
         elif is_text(column.type):
             given = column.to_pandas()
             parsed = pd.to_datetime(given, utc=True, errors="coerce", format="ISO8601")
-            if parsed.isna().any():
+            if (left := parsed.isna()).any():
+                if (unsure := left & given.str.contains(_DAY_OR_MONTH_FIRST, regex=True, na=False)).any():
+                    self._none(unsure, given, first, "may begin with the day or the month; write it as 2026-01-31")
                 parsed = pd.to_datetime(given, utc=True, errors="coerce", format="mixed")
         else:
             raise ValueError(f"{self.where} holds {column.type}, no time stamps; name the time column (source.time=)")
@@ -164,7 +175,27 @@ class Clock:
             self._none(bad, given, first)
         return parsed.dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
 
-    def _none(self, bad: pd.Series, given: pd.Series, first: int) -> NoReturn:
-        raise ValueError(
-            f"{self.where}: row {first + _first(bad)} holds {given[bad].iloc[0]!r}, which is no time stamp"
-        )
+    def _none(self, bad: pd.Series, given: pd.Series, first: int, what: str = "is no time stamp") -> NoReturn:
+        raise ValueError(f"{self.where}: row {first + _first(bad)} holds {given[bad].iloc[0]!r}, which {what}")
+
+
+def _parts(numbers: np.ndarray, dividers: tuple[int, ...]) -> list[np.ndarray]:
+    """20260131 -> year, month, day, as many as there are."""
+    parts = []
+    for divider in dividers:
+        parts.append(numbers // divider)
+        numbers = numbers % divider
+    return [*parts, numbers]
+
+
+def _is_calendar(numbers: np.ndarray, smallest: int, largest: int, dividers: tuple[int, ...]) -> bool:
+    if numbers.min() < smallest or numbers.max() > largest:
+        return False
+    _, *rest = _parts(numbers, dividers)
+    return all((part >= 1).all() and (part <= limit).all() for part, limit in zip(rest, (12, 31), strict=False))
+
+
+def _from_calendar(numbers: np.ndarray, dividers: tuple[int, ...]) -> np.ndarray:
+    year, month, day = [*_parts(numbers, dividers), *(np.ones(len(numbers), np.int64) for _ in range(2))][:3]
+    months = (12 * (year - 1970) + month - 1).astype("datetime64[M]")
+    return (months.astype("datetime64[D]") + (day - 1)).astype("datetime64[s]")

@@ -163,7 +163,9 @@ def _collect(reader: batches.Reader, layout: _Layout, clock: Clock) -> Rows:
             rows.add(keys, stamps, values)
             first += batch.num_rows
         if not first or not layout.variates:
-            raise ValueError(f"{where}: {'no rows' if not first else f'no value column beside {layout.time!r}'}")
+            raise ValueError(
+                f"{where}: {'no rows; remove the file' if not first else f'no value column beside {layout.time!r}'}"
+            )
     except BaseException:
         rows.close()
         raise

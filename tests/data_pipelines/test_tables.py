@@ -81,6 +81,42 @@ def test_epoch_numbers_of_any_unit(scale):
     assert (s.interval, s.start) == (10.0, "2023-11-14T22:13:20")
 
 
+@pytest.mark.parametrize(
+    ("form", "freq", "interval"), [("%Y%m%d", "D", 86400.0), ("%Y%m", "MS", 2629800.0), ("%Y", "YS", 31557600.0)]
+)
+@pytest.mark.parametrize("text", [False, True])
+def test_numbers_that_are_dates(form, freq, interval, text, monkeypatch):
+    monkeypatch.setattr(batches, "BATCH_ROWS", 16)  # what a number means shows in all batches together
+    stamps = pd.date_range("1969-10-01", periods=90, freq=freq)
+    written = stamps.strftime(form) if text else stamps.strftime(form).astype(int)
+    counts = Counter()
+    (s,) = tables.from_frame(pd.DataFrame({"date": written, "v": range(90)}), "s", "x", counts)
+    assert (s.interval, s.start[:10], s.length) == (interval, str(stamps[0])[:10], 90)
+    assert counts.total() == 0
+
+
+@pytest.mark.parametrize(
+    "numbers", [[1898, 1899, 1900, 1901], [202411, 202412, 202413, 202414], [20260130 + np.arange(4)]]
+)
+def test_numbers_that_are_no_dates_are_seconds(numbers):
+    stamps = np.ravel(numbers)
+    (s,) = tables.from_frame(pd.DataFrame({"time": stamps, "v": range(4)}), "s", "x")
+    assert (s.interval, s.start) == (1.0, pd.Timestamp(stamps[0], unit="s").isoformat())
+
+
+@pytest.mark.parametrize("stamp", ["13/01/2024", "1.2.2024 10:00", "02-03-24"])
+def test_dates_that_may_begin_with_the_day_or_the_month_are_refused(tmp_path, stamp):
+    with pytest.raises(ValueError, match=f"row 2 holds '{stamp}', which may begin with the day or the month; write it"):
+        read_csv(tmp_path, f"time,v\n2024-01-12,1\n{stamp},2\n")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_and_blank_lines_before_the_header(tmp_path, separator):
+    lines = ["", "", "time,v", *(f"2024-01-0{d},{d}" for d in range(1, 5)), ""]
+    (s,), _ = read_csv(tmp_path, "\n".join(lines).replace(",", separator))
+    assert (s.variate_names, s.length, s.values[0, 3]) == (("v",), 4, 4)
+
+
 def test_time_zones_become_utc():
     stamps = ["2024-03-31T00:00:00+01:00", "2024-03-31T01:00:00+01:00", "2024-03-31T03:00:00+02:00"]
     (s,) = tables.from_frame(pd.DataFrame({"time": stamps, "v": [0, 1, 2]}), "s", "x")
@@ -113,6 +149,13 @@ def test_errors_name_the_file_the_column_and_the_row(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         read_csv(tmp_path, text)
     assert "web.csv" in str(error.value)
+
+
+def test_other_encodings_say_what_to_do(tmp_path):
+    for text in ("time,température\n2024-01-01,1\n", "time,city,v\n2024-01-01,Orléans,1\n"):
+        (tmp_path / "web.csv").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"web\.csv: cannot be read.*save it as UTF-8"):
+            list(tables.read(tmp_path / "web.csv", "shop"))
 
 
 def test_a_named_column_that_is_not_there(tmp_path):
