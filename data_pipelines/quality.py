@@ -25,6 +25,7 @@ _MARKER_REPEATS = 3
 _MARKER_DISTANCE = 5  # ranges of all other values between them and a marker
 _COUNTER_RISES = 32
 _COUNTER_RESETS = 0.1  # falls per rise; what falls more often is a cycle or made of spikes
+_COUNTER_ROUNDING = 0.05  # of the usual rise
 _RESET_TO = 0.1  # of the value before: a counter begins again near zero
 
 
@@ -45,7 +46,8 @@ class Rules:
     """constant, flat: a variate of one value, or with a larger share of its steps without any change, is dropped."""
     counters: str = "reject"
     """counter: an observability variate that only ever rises, apart from resets to near zero, is a cumulative count.
-    keep; reject: dropped; rate: replaced by its increase per step as Prometheus computes it, the first step missing."""
+    keep; reject: dropped; rate: replaced by its increase per step as Prometheus computes it, the first step missing;
+    dropped all the same where float32 has rounded the increases away."""
     refuse: str = ""
     """leakage: a list written by scripts/leakage.py, or a folder of benchmark series; '' refuses nothing."""
     max_leakage: float = 0.1
@@ -56,8 +58,8 @@ class Rules:
     def __post_init__(self) -> None:
         if self.min_length < 1:
             raise ValueError(f"quality.min_length must be at least 1 step, got {self.min_length}")
-        if not self.max_magnitude > 0:
-            raise ValueError(f"quality.max_magnitude must be positive, got {self.max_magnitude}")
+        if not 0 < self.max_magnitude < np.inf:
+            raise ValueError(f"quality.max_magnitude must be positive and finite, got {self.max_magnitude}")
         for key in ("max_missing", "max_flat", "max_leakage", "near_duplicate"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"quality.{key} is a share in [0, 1], got {getattr(self, key)}")
@@ -215,9 +217,14 @@ def _rate_counters(
     series: Series, looks: _Looks, keep: list[int], dropped: list[str], rules: Rules, counts: Counts
 ) -> list[int]:
     """Replace the counters among the variates `keep` by their increase; the variates still fit, the rest in dropped."""
-    rated = [v for v in keep if _is_counter(looks, v)]
+    counters = [v for v in keep if _is_counter(looks, v)]
+    for v in counters:
+        if detail := _rounded(looks.values[v]):
+            dropped[v] = "counter"
+            counts.example("counter", series, v, detail)
+    rated = [v for v in counters if not dropped[v]]
     if not rated:
-        return keep
+        return [v for v in keep if not dropped[v]]
     looks.values = looks.values.copy()
     for v in rated:
         looks.values[v] = _increase(looks.values[v])
@@ -229,6 +236,16 @@ def _rate_counters(
             counts.example(rule, series, v, f"as a rate: {detail}")
     counts.variates_rated += sum(not dropped[v] for v in rated)
     return [v for v in keep if not dropped[v]]
+
+
+def _rounded(row: np.ndarray) -> str:
+    """Whether the increases of a counter float32 [T] are mostly rounding errors, in words; '' where they are not."""
+    seen = row[~np.isnan(row)].astype(np.float64)
+    rises = np.diff(seen)
+    usual, unit = np.median(rises[rises > 0]), np.spacing(np.float32(seen.max()))
+    if unit <= _COUNTER_ROUNDING * usual or (unit <= 1 and not (seen % 1).any()):  # whole numbers are exact up to 2**24
+        return ""
+    return f"rises by {usual:,.4g} a step, which float32 rounds to {unit:,.4g} at {seen.max():.3g}; store the rate"
 
 
 def _increase(row: np.ndarray) -> np.ndarray:

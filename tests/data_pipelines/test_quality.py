@@ -80,7 +80,9 @@ def test_wide_groups_split_evenly_and_lose_nothing(variates):
     assert counts.groups_split == (variates > 32)
 
 
-@pytest.mark.parametrize("setting", [{"min_length": 0}, {"max_missing": 1.5}, {"max_magnitude": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"min_length": 0}, {"max_missing": 1.5}, {"max_magnitude": 0}, {"max_magnitude": np.inf}]
+)
 def test_impossible_thresholds_are_refused(setting):
     with pytest.raises(ValueError, match=f"quality.{next(iter(setting))}"):
         Rules(**setting)
@@ -157,6 +159,19 @@ def test_rates_are_those_of_prometheus():
     expected[400] = row[400]
     np.testing.assert_array_equal(kept.values[1], np.float32(expected))
     assert (counts.variates_rated, counts.variates_dropped) == (1, {"constant": 1})
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, True), (1e10, True), (1e12, False), (1e14, False)])
+def test_counters_too_large_for_their_increases_are_dropped(start, kept):
+    increases = np.random.default_rng(0).integers(500_000, 1_500_000, T)
+    counts = Counts()
+    found = clean(long(NOISE, start + increases.cumsum()), Rules(counters="rate"), counts)
+    assert found.variates == 1 + kept
+    if kept:
+        np.testing.assert_allclose(found.values[1, 1:], increases[1:], rtol=0.01)
+    else:
+        assert counts.variates_dropped == {"counter": 1}
+        assert "store the rate" in counts.examples["counter"][0].detail
 
 
 @pytest.mark.parametrize("marker", [-999, -9999, 99999, 999999, 65535, -(2**31), 1e20])
