@@ -142,7 +142,7 @@ class DataConfig:
     """What is checked before training: size of every shard | full (every byte against its checksum)."""
     workers: int = 1
     """Loader processes per rank; 0 reads in the training process."""
-    prefetch: int = 4
+    prefetch: int = 8
     """Batches each worker keeps ready."""
 
 

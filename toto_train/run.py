@@ -205,7 +205,6 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
         saving,
     ]  # scores first, meters and saving take them along
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message="The 'train_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     trainer = pl.Trainer(
         accelerator="gpu" if next(module.parameters()).is_cuda else "cpu",
@@ -220,7 +219,6 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
         enable_model_summary=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the loader knows its rank
     )
     trainer.fit(module, datamodule=data)
     if module.position.step < total:

@@ -28,19 +28,18 @@ import numpy as np
 import psutil
 from loader_peers import PEERS, Peer, Side, serve
 from table import Row, main
-from torch.utils.data import DataLoader, IterableDataset
 
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
 from data_pipelines.shards import INDEX_FILE, MANIFEST
 from toto_train.config import Config, DataConfig, MixtureEntry, ScheduleConfig
-from toto_train.data.loader import RowDataset, RowLoader
+from toto_train.data.loader import RowLoader
 from toto_train.data.rows import Batch, Rows
 
 ROOT = Path(__file__).parents[2]
 MB = 1e6
 RATE = "Mpoints/s"
-PREFETCH = 4
+PREFETCH = DataConfig().prefetch
 
 
 @dataclass(frozen=True)
@@ -99,25 +98,26 @@ def mixed_widths(variates: int) -> list[int]:
     return cycle * max(1, variates // sum(cycle))
 
 
-def settings(path: str | Path, length: int) -> Config:
+def settings(path: str | Path, length: int, workers: int = 0) -> Config:
     """A run whose batches are one row [1, 32, length]."""
-    data = DataConfig(mixture={"set": MixtureEntry(path=str(path))}, length=length)
+    mixture = {"set": MixtureEntry(path=str(path))}
+    data = DataConfig(mixture=mixture, length=length, workers=workers, prefetch=PREFETCH)
     return Config(global_rows=1, micro_rows=1, data=data, schedule=ScheduleConfig(max_steps=10**9))
 
 
-def ours(config: Config, workers: int = 0) -> Side:
-    loader = RowLoader(RowDataset(config, Rows(config)), workers, PREFETCH)
-    return Side(iter(loader), lambda batch: int(batch["points"]), skip=1 + workers * PREFETCH)
+def ours(config: Config, kind: type[RowLoader] = RowLoader) -> Side:
+    skip = 1 + config.data.workers * PREFETCH
+    return Side(iter(kind(config, Rows(config))), lambda batch: int(batch["points"]), skip)
 
 
-class Ready(RowDataset):
+class Ready(RowLoader):
     """The same batch again and again, copied: what is left is the way from worker to loader."""
 
     @cached_property
     def ready(self) -> Batch:
-        return self.rows.batch(self.numbers(0))
+        return super().batch(0)
 
-    def batch(self, i: int, out: Batch | None = None) -> Batch:
+    def batch(self, number: int, out: Batch | None = None) -> Batch:
         if out is None:
             return self.ready
         for name, array in self.ready.items():
@@ -125,12 +125,12 @@ class Ready(RowDataset):
         return out
 
 
-class Idle(IterableDataset[int]):
-    """A worker with nothing to do."""
+class Idle(Ready):
+    """Workers that make one batch, and then nothing."""
 
-    def __iter__(self) -> Iterator[int]:
-        while True:
-            yield 0
+    def __init__(self, config: Config, rows: Rows):
+        super().__init__(config, rows)
+        self.numbers = range(config.data.workers)
 
 
 def medians(sides: Mapping[str, Side], sizes: Sizes) -> dict[str, float]:
@@ -173,11 +173,8 @@ def one_process(corpus: Corpus, sizes: Sizes, peers: Sequence[Peer] = PEERS) -> 
 
 def two_workers(corpus: Corpus, sizes: Sizes) -> list[Row]:
     """One of the two targets is enough: the second cannot be met where copying takes most of the time."""
-    config = settings(corpus.folder, sizes.length)
-    ready = RowLoader(Ready(config, Rows(config)), 2, PREFETCH)
-    copying = Side(iter(ready), lambda batch: int(batch["points"]), skip=1 + 2 * PREFETCH)
-    sides = {"two": ours(config, 2), "one": ours(config, 1), "copying": copying}
-    found = medians(sides, sizes)
+    one, two = (settings(corpus.folder, sizes.length, workers) for workers in (1, 2))
+    found = medians({"two": ours(two), "one": ours(one), "copying": ours(two, Ready)}, sizes)
     name = "2 workers, either of these rows met is enough"
     return [
         Row(name, found["two"], found["copying"], "2 workers that send a ready batch", RATE, ">= 0.8"),
@@ -187,20 +184,20 @@ def two_workers(corpus: Corpus, sizes: Sizes) -> list[Row]:
 
 def memory(folder: Path, series: int, sizes: Sizes) -> Row:
     """Private memory of a worker that has made many batches, above that of an idle one of the same parent."""
-    idle = private(DataLoader(Idle(), batch_size=None, num_workers=2), 2)
-    config = settings(folder, sizes.length)
-    used = private(RowLoader(RowDataset(config, Rows(config)), 2, PREFETCH), 2 * sizes.drawn)
+    config = settings(folder, sizes.length, workers=2)
+    idle = private(Idle(config, Rows(config)), 1)
+    used = private(RowLoader(config, Rows(config)), 2 * sizes.drawn)
     return Row(f"private memory of a worker, {series:,} series", (used - idle) / MB, 150, "limit", "MB", "<= 1")
 
 
-def private(loader: DataLoader, batches: int) -> int:
+def private(loader: RowLoader, batches: int) -> int:
     """USS of the largest worker after so many batches of all."""
     before = set(multiprocessing.active_children())
     stream = iter(loader)
     for _ in range(batches):
         next(stream)
     workers = set(multiprocessing.active_children()) - before
-    assert len(workers) == loader.num_workers
+    assert len(workers) == loader.workers
     return max(psutil.Process(worker.pid).memory_full_info().uss for worker in workers)
 
 
@@ -283,10 +280,10 @@ def streaming(corpus: Corpus, sizes: Sizes) -> list[Row]:
     """The dataset read from a web server on this machine, whose work takes its share of the cores."""
     what = f"{1e3 * sizes.latency:.0f} ms a request"
     with server(corpus.folder.parent, sizes.latency) as url:
-        far = settings(f"{url}/{corpus.folder.name}", sizes.length)
-        near = settings(corpus.folder, sizes.length)
+        far = settings(f"{url}/{corpus.folder.name}", sizes.length, workers=2)
+        near = settings(corpus.folder, sizes.length, workers=2)
         try:
-            sides = {"far": ours(far, 2), "near": ours(near, 2)}
+            sides = {"far": ours(far), "near": ours(near)}
         except (ValueError, OSError) as error:
             return [Row(f"streaming, {what}", 0, None, f"not yet: {error}", RATE, ">= 0")]
         found = medians(sides, sizes)

@@ -19,8 +19,9 @@ import torch
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
 from toto_train.config import Config, DataConfig, MixtureEntry, ModelConfig, ScheduleConfig
-from toto_train.data.loader import HELD, RowDataModule, RowDataset, RowLoader
+from toto_train.data.loader import RowDataModule, RowLoader
 from toto_train.data.rows import Rows
+from toto_train.data.workers import SPARE
 from toto_train.model.decoder import group_ids
 from toto_train.model.toto import mask_flags
 
@@ -54,7 +55,7 @@ TENSORS = ("target", "target_mask", "cpm_mask", "series_ids", "row")
 
 
 def stream(c: Config, start_step: int = 0, world: int = 1, rank: int = 0, **how) -> list[dict[str, torch.Tensor]]:
-    loader = RowLoader(RowDataset(c, Rows(c), start_step, world, rank), c.data.workers, c.data.prefetch, **how)
+    loader = RowLoader(c, Rows(c), start_step, world, rank, **how)
     batches = list(loader)
     assert len(batches) == len(loader)
     return batches
@@ -123,11 +124,10 @@ def test_starting_late_is_skipping(folder, workers):
     assert stream(c, start_step=STEPS) == []
 
 
-def test_a_pickled_dataset_gives_the_same(folder):
+def test_a_pickled_loader_gives_the_same(folder):
     """What a spawned or forkserver worker receives."""
-    dataset = RowDataset(config(folder), Rows(config(folder)))
-    before = list(RowLoader(dataset, 0, 1))
-    assert_same(list(RowLoader(pickle.loads(pickle.dumps(dataset)), 0, 1)), before)
+    loader = RowLoader(config(folder), Rows(config(folder)))
+    assert_same(list(pickle.loads(pickle.dumps(loader))), list(loader))
 
 
 def test_what_somebody_keeps_is_never_written_over(folder):
@@ -136,7 +136,7 @@ def test_what_somebody_keeps_is_never_written_over(folder):
     c.schedule = ScheduleConfig(max_steps=20)
     plain = stream(dataclasses.replace(c, data=dataclasses.replace(c.data, workers=0)))
     kept, places = [], set()
-    for i, batch in enumerate(RowLoader(RowDataset(c, Rows(c)), 2, 2)):
+    for i, batch in enumerate(RowLoader(c, Rows(c))):
         assert_same([batch], [plain[i]])
         places.add(batch["target"].data_ptr())
         if i in (1, 11):
@@ -145,7 +145,34 @@ def test_what_somebody_keeps_is_never_written_over(folder):
     for i, view in kept:
         assert np.array_equal(view, plain[i]["target"][1, 2:, 3:].numpy())
     assert len(plain) == 80
-    assert len(places) <= 2 * 2 + HELD, "slots are used again"
+    assert len(places) <= 2 * 2 + SPARE, "slots are used again"
+
+
+def test_a_worker_that_is_gone_is_an_error(folder):
+    c = config(folder, workers=2)
+    c.schedule = ScheduleConfig(max_steps=10_000)
+    before = set(psutil.Process().children())
+    batches = iter(RowLoader(c, Rows(c)))
+    next(batches)
+    workers = [p for p in psutil.Process().children() if p not in before]
+    assert len(workers) == 2
+    workers[1].kill()
+    with pytest.raises(
+        RuntimeError, match=rf"loader worker {workers[1].pid} was killed by SIGKILL; is there enough mem"
+    ):
+        for _ in batches:
+            pass
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
+
+
+def test_workers_end_with_the_loop_that_used_them(folder):
+    c = config(folder, workers=2)
+    before = set(psutil.Process().children())
+    for _ in RowLoader(c, Rows(c)):
+        workers = [p for p in psutil.Process().children() if p not in before]
+        break
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 @pytest.mark.slow
@@ -166,7 +193,7 @@ def test_a_second_pass_starts_again_and_leaves_the_global_generator_alone(folder
 def test_ranks_must_divide_the_batch(folder):
     c = config(folder, micro=2)
     with pytest.raises(ValueError, match=r"global_rows=8 must be a multiple of 3 ranks x micro_rows=2"):
-        RowDataset(c, Rows(c), world=3)
+        RowLoader(c, Rows(c), world=3)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -183,13 +210,13 @@ def test_read_errors_name_row_and_shard(tmp_path, workers):
 READER = """
 import hashlib, json, sys, time
 from toto_train.config_check import from_tree
-from toto_train.data.loader import RowDataset, RowLoader
+from toto_train.data.loader import RowLoader
 from toto_train.data.rows import Rows
 
 tree, start, world, rank, out = json.loads(sys.argv[1])
 config = from_tree(tree)
 if __name__ == "__main__":
-    loader = RowLoader(RowDataset(config, Rows(config), start, world, rank), config.data.workers, 2)
+    loader = RowLoader(config, Rows(config), start, world, rank)
     with open(out, "a") as file:
         for batch in loader:
             for i, n in enumerate(batch["row"].tolist()):
@@ -251,13 +278,13 @@ def test_rows_after_sigkill_are_those_of_an_undisturbed_run_on_2_then_1_then_4_p
 ENDING = """
 import json, multiprocessing, sys, time
 from toto_train.config_check import from_tree
-from toto_train.data.loader import RowDataset, RowLoader
+from toto_train.data.loader import RowLoader
 from toto_train.data.rows import Rows
 
 tree, how = json.loads(sys.argv[1])
 config = from_tree(tree)
 if __name__ == "__main__":
-    batches = iter(RowLoader(RowDataset(config, Rows(config)), 2, 2))
+    batches = iter(RowLoader(config, Rows(config)))
     next(batches)
     print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
     if how == "raise":
@@ -269,7 +296,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["raise", "kill"])
 def test_workers_end_with_a_run_that_breaks_or_is_killed(folder, how):
-    made = config(folder)
+    made = config(folder, workers=2)
     made.data.variates, made.data.length = 32, 4096  # more than a pipe holds: a worker stands writing
     made.schedule, made.validate_every = ScheduleConfig(10_000, 0, 0), 0
     made.validation.context = made.heldout.context = 64

@@ -1,4 +1,4 @@
-"""Batches in memory that a loader and its forked workers share."""
+"""Memory for batches that forked workers share with the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Slots:
 
     def take(self) -> int | None:
         """A free slot, which stays taken until it was lent out and given up; None where there is none."""
-        return self._free.popleft() if self._free else None
+        return self._free.pop() if self._free else None  # the last one freed may still be in a cache
 
     def arrays(self, slot: int) -> Batch:
         """Views of a slot, to fill it."""
