@@ -210,9 +210,10 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
     store = Store(job.parts[0].parent)
     with open(partial, "wb") as out:
         for i, (p, row) in enumerate(zip(job.picks[:, 0].tolist(), rows, strict=True)):
-            sample = store.read(f"{job.parts[p].name}/data", int(row["offset"]), int(row["size"]))
-            out.write(sample)
-            checksum.update(sample)
+            sample = np.empty(int(row["size"]), np.uint8)
+            store.read_into([(f"{job.parts[p].name}/data", int(row["offset"]), sample)])
+            out.write(sample.data)
+            checksum.update(sample.data)
             entries[i] = (
                 job.number, offset + row["values"], row["variates"], row["length"], row["points"], row["interval"],
                 offset + row["meta"], row["meta_size"], row["domain"],

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 EXECUTORS = ("local", "ray")
@@ -35,6 +36,11 @@ def run(executor: str, workers: int, function: Callable[[Any], Any], jobs: Seque
                 yield from _finished(waiting)
         while waiting:
             yield from _finished(waiting)
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker process was killed, perhaps for want of memory: run the same command again, which goes on from "
+            f"here, with fewer than workers={workers}"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.series import DOMAINS, Series
+from data_pipelines.store import Store
 from data_pipelines.windows import hashes, sketch
 
 ROW = np.dtype(
@@ -118,23 +119,21 @@ class PartWriter:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
         text = json.dumps(_meta(s), sort_keys=True).encode()
-        npy = _member(f"{key}.npy", header.getvalue(), values.tobytes())
         offset = self._data.tell()
-        self._data.write(npy)
-        self._data.write(_member(f"{key}.json", text))
+        npy = self._member(f"{key}.npy", header.getvalue(), values.data.cast("B"))
+        self._member(f"{key}.json", text)
         self._rows.append((
             high, low, self._sources.setdefault(s.source, len(self._sources)),
             self._licences.setdefault(s.licence, len(self._licences)), DOMAINS.index(s.domain), len(self._groups),
-            offset, self._data.tell() - offset, BLOCK + header.tell(), len(npy) + BLOCK, len(text),
+            offset, self._data.tell() - offset, BLOCK + header.tell(), npy + BLOCK, len(text),
             *values.shape, int(np.isfinite(values).sum()), s.interval,
         ))  # fmt: skip
 
-
-def _member(name: str, *parts: bytes) -> bytes:
-    """One tar member with neutral owner and time, padded to whole blocks."""
-    info = tarfile.TarInfo(name)
-    info.size = sum(map(len, parts))
-    return b"".join((info.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-info.size % BLOCK)))
+    def _member(self, name: str, *parts: bytes | memoryview) -> int:
+        """Write one tar member with neutral owner and time, padded to whole blocks; returns its bytes."""
+        info = tarfile.TarInfo(name)
+        info.size = sum(map(len, parts))
+        return sum(map(self._data.write, (info.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-info.size % BLOCK))))
 
 
 def _meta(s: Series) -> dict[str, Any]:
@@ -178,8 +177,7 @@ class Part:
         values: list[np.ndarray] = []
         meta: dict[str, Any] = {}
         for row in rows[int(entry["first"]) : int(entry["first"] + entry["count"])]:
-            with open(self.folder / "data", "rb") as file:
-                data = os.pread(file.fileno(), int(row["size"]), int(row["offset"]))
+            data = Store(self.folder).read("data", int(row["offset"]), int(row["size"]))
             shape = int(row["variates"]), int(row["length"])
             values.append(np.frombuffer(data, "<f4", shape[0] * shape[1], int(row["values"])).reshape(shape))
             found = json.loads(data[int(row["meta"]) : int(row["meta"]) + int(row["meta_size"])])

@@ -138,8 +138,18 @@ class Store:
         if self.remote:
             return self._fetch(pieces)
         for name, offset, buffer in pieces:
-            if os.preadv(self._descriptor(name), [buffer.data], offset) != buffer.nbytes:
+            got = os.preadv(self._descriptor(name), [buffer.data], offset)
+            if got != buffer.nbytes:
+                self._go_on(name, offset, buffer, got)
+
+    def _go_on(self, name: str, offset: int, buffer: np.ndarray, got: int) -> None:
+        """Read what is left of a piece: one call gives at most 2 GiB."""
+        view = memoryview(buffer.data).cast("B")
+        while got < len(view):
+            more = os.preadv(self._descriptor(name), [view[got:]], offset + got)
+            if not more:
                 self._raise_short(name)
+            got += more
 
     def _descriptor(self, name: str) -> int:
         found = self._files.get(name)
@@ -160,7 +170,7 @@ class Store:
         fs, root = self._remote()
         merged: list[list] = []  # file, start, end, the pieces inside
         for name, offset, buffer in sorted(pieces, key=lambda p: p[:2]):
-            view = memoryview(buffer).cast("B")
+            view = memoryview(buffer.data).cast("B")
             end = offset + view.nbytes
             if merged and merged[-1][0] == name and offset <= merged[-1][2] + MERGE_GAP:
                 merged[-1][2] = max(merged[-1][2], end)

@@ -139,8 +139,8 @@ def describe(folder: str, manifest: dict[str, Any]) -> str:
         ("dropped variates", "variates_dropped"),
         ("table rows", "table_rows"),
     ):
-        if quality[key]:
-            lines.append(f"  {label}: " + ", ".join(f"{name} {n:,}" for name, n in quality[key].items()))
+        if found := ", ".join(f"{name} {n:,}" for name, n in quality[key].items() if n):
+            lines.append(f"  {label}: {found}")
     for label, key in (
         ("impossible values made missing", "points_impossible"),
         ("placeholders made missing", "points_placeholder"),

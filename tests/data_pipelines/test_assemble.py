@@ -465,6 +465,24 @@ def test_more_pieces_than_a_process_may_open_files(tmp_path, monkeypatch):
     assert manifest["series"] == 150
 
 
+@dataclass(frozen=True)
+class Deadly(Listed):
+    """Its process is killed, as for want of memory."""
+
+    def read(self, unit: Unit, counts) -> list[Series]:
+        if unit.key == "unit 2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(unit, counts)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_explained(tmp_path):
+    source = divided(CORPUS, 4)
+    with pytest.raises(OSError, match="killed, perhaps for want of memory: run the same command again"):
+        build(Deadly(source.lists), tmp_path / "set", {}, options=Options(workers=2))
+    assert build(source, tmp_path / "set", {}, options=Options(workers=2))["series"] > 60
+
+
 def test_a_work_folder_keeps_what_else_it_holds(tmp_path):
     (tmp_path / "scratch").mkdir()
     (tmp_path / "scratch" / "thesis.txt").write_text("mine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
@@ -196,6 +197,12 @@ def test_missing_and_truncated_shards_are_found_when_opened(dataset, tmp_path):
     with pytest.raises(ValueError, match=f"{shard.name} is missing"):
         ShardSet(dataset)
     assert any(shard.name in p for p in verify(dataset))
+
+
+def test_reads_that_come_in_pieces(dataset, monkeypatch):
+    whole, part = ShardSet(dataset).values("plain", 0), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, buffers, at: part(file, [buffers[0].cast("B")[:100]], at))
+    np.testing.assert_array_equal(ShardSet(dataset).values("plain", 0), whole)  # as beyond 2 GiB
 
 
 def test_a_shard_cut_after_opening_is_an_error_not_a_crash(dataset):
