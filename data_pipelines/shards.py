@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.series import Series
-from data_pipelines.store import Store, is_url
+from data_pipelines.store import Missing, Store, is_url
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -92,7 +92,7 @@ def read_manifest(path: str | Path) -> dict:
         schema = manifest["schema"]
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged ({error}); build the dataset again") from error
-    except ValueError as error:
+    except Missing as error:
         raise ValueError(
             f"{path} holds no {MANIFEST}, so it is no dataset; build one with scripts/build_shards.py"
         ) from error

@@ -7,7 +7,8 @@ import io
 import os
 import posixpath
 import resource
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def filesystem(url: str, **options: Any) -> tuple[Any, str]:
 
 def join(folder: str | Path, name: str) -> str:
     return posixpath.join(str(folder), name) if is_url(folder) else str(Path(folder) / name)
+
+
+class Missing(ValueError):
+    """A file that is not there."""
+
+
+@contextmanager
+def reaching(url: str | Path) -> Iterator[None]:
+    """What the client of an object store raises (no credentials, no connection ...) becomes an OSError with the URL."""
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # every client has its own
+        if not is_url(url):
+            raise
+        raise OSError(f"{url} cannot be reached ({type(error).__name__}: {error})") from error
 
 
 class Store:
@@ -78,12 +96,13 @@ class Store:
         """Bytes of each file, None where it is missing. One listing for a remote folder."""
         if self.remote:
             fs, root = self._remote()
-            try:
-                listed = {posixpath.basename(e["name"].rstrip("/")): e["size"] for e in fs.ls(root, detail=True)}
-            except FileNotFoundError:
-                listed = {}
-            if any(size is None for size in listed.values()):  # plain web servers list names only
-                listed = {name: fs.info(posixpath.join(root, name))["size"] for name in names if name in listed}
+            with reaching(self.folder):
+                try:
+                    listed = {posixpath.basename(e["name"].rstrip("/")): e["size"] for e in fs.ls(root, detail=True)}
+                except FileNotFoundError:
+                    listed = {}
+                if any(size is None for size in listed.values()):  # plain web servers list names only
+                    listed = {name: fs.info(posixpath.join(root, name))["size"] for name in names if name in listed}
             return [listed.get(name) for name in names]
         out: list[int | None] = []
         for name in names:
@@ -98,16 +117,18 @@ class Store:
         try:
             if self.remote:
                 fs, root = self._remote()
-                return fs.cat_file(posixpath.join(root, name))
+                with reaching(self.where(name)):
+                    return fs.cat_file(posixpath.join(root, name))
             return Path(self.folder, name).read_bytes()
         except FileNotFoundError as error:
-            raise ValueError(f"{self.where(name)} is missing") from error
+            raise Missing(f"{self.where(name)} is missing") from error
 
     def open(self, name: str) -> Any:
         """A file, open for reading bytes from its beginning to its end."""
         if self.remote:
             fs, root = self._remote()
-            return fs.open(posixpath.join(root, name), "rb")
+            with reaching(self.where(name)):
+                return fs.open(posixpath.join(root, name), "rb")
         return open(os.path.join(self.folder, name), "rb")
 
     def sha256(self, name: str) -> str | None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipelines.shards import MANIFEST, index_name
-from data_pipelines.store import filesystem, is_url, join
+from data_pipelines.store import filesystem, is_url, join, reaching
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ def check_free(out: str | Path, replace: bool) -> None:
     """Whether a dataset may be written at `out`; puts back what a kill between two renames left aside."""
     if is_url(out):
         fs, root = filesystem(str(out))
-        if fs.exists(f"{root}/{MANIFEST}") and not replace:
+        with reaching(out):
+            there = fs.exists(f"{root}/{MANIFEST}")
+        if there and not replace:
             raise ValueError(f"{out} exists; choose another folder or replace it (replace=true)")
         return
     local = Path(os.path.abspath(out))
@@ -86,18 +88,8 @@ def publish(work: Path, out: str | Path) -> None:
     """Move a whole dataset to its place; on an object store the manifest goes last and makes it one."""
     folder = work / "shards"
     if is_url(out):
-        fs, root = filesystem(str(out))
-        fs.makedirs(root, exist_ok=True)
-        if fs.exists(f"{root}/{MANIFEST}"):  # from here to the end there is no dataset at `out`
-            before = [s["name"] for s in json.loads(fs.cat_file(f"{root}/{MANIFEST}"))["shards"]]
-            fs.rm_file(f"{root}/{MANIFEST}")
-            for name in [f for s in before for f in (s, index_name(s))]:
-                if not (folder / name).is_file() and fs.exists(f"{root}/{name}"):
-                    fs.rm_file(f"{root}/{name}")
-        names = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
-        for name in sorted(names, key=lambda n: n == MANIFEST):
-            log.info("uploading %s", join(str(out), name))
-            fs.put_file(str(folder / name), f"{root}/{name}")
+        with reaching(out):
+            _upload(folder, str(out))
         return
     local = Path(os.path.abspath(out))
     old, new = local.with_name(f".{local.name}.old"), local.with_name(f".{local.name}.new")
@@ -111,3 +103,18 @@ def publish(work: Path, out: str | Path) -> None:
         local.rename(old)
     folder.rename(local)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _upload(folder: Path, out: str) -> None:
+    fs, root = filesystem(out)
+    fs.makedirs(root, exist_ok=True)
+    if fs.exists(f"{root}/{MANIFEST}"):  # from here to the end there is no dataset at `out`
+        before = [s["name"] for s in json.loads(fs.cat_file(f"{root}/{MANIFEST}"))["shards"]]
+        fs.rm_file(f"{root}/{MANIFEST}")
+        for name in [f for s in before for f in (s, index_name(s))]:
+            if not (folder / name).is_file() and fs.exists(f"{root}/{name}"):
+                fs.rm_file(f"{root}/{name}")
+    names = sorted(f.name for f in folder.iterdir() if not f.name.startswith("."))
+    for name in sorted(names, key=lambda n: n == MANIFEST):
+        log.info("uploading %s", join(out, name))
+        fs.put_file(str(folder / name), f"{root}/{name}")

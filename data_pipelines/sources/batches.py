@@ -62,7 +62,8 @@ def open_file(where: str) -> IO[bytes]:
     if not store.is_url(where):
         return open(where, "rb")
     fs, path = store.filesystem(where)
-    return fs.open(path, "rb")
+    with store.reaching(where):
+        return fs.open(path, "rb")
 
 
 def size_of(where: str) -> int:

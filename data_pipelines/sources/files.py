@@ -141,7 +141,7 @@ def _list(path: str) -> tuple[bool, list[Unit]]:
     if store.is_url(path):
         fs, root = store.filesystem(path)
         try:
-            with batches.reading(path, "files"):
+            with store.reaching(path), batches.reading(path, "files"):
                 if fs.isfile(root):
                     return True, [_remote(fs, root, posixpath.basename(root.rstrip("/")), fs.info(root))]
                 entries = fs.find(root, detail=True)

@@ -110,6 +110,20 @@ def test_damage_in_a_bucket_is_found(tables, s3, tmp_path):
     assert changed.startswith("s3://lake/hurt/web.tar: checksum differs")
 
 
+def test_a_store_that_cannot_be_reached_is_named(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    type(s3).clear_instance_cache()
+    source = FileSource("s3://lake/in", "parquet")
+    for attempt in (
+        source.units,
+        lambda: build(FileSource(str(tmp_path), "csv"), "s3://lake/set", {}),
+        lambda: verify("s3://lake/set"),
+    ):
+        with pytest.raises(OSError, match=r"s3://lake/\S+ cannot be reached \(EndpointConnectionError"):
+            attempt()
+    type(s3).clear_instance_cache()
+
+
 def test_what_is_not_there_is_named(s3, tmp_path):
     for path, problem in (("lake/nothing", "does not exist or is empty"), ("ocean/in", "bucket does not exist")):
         with pytest.raises(ValueError, match=f"source.path=s3://{path}.* {problem}"):

@@ -14,6 +14,7 @@ import pytest
 from data_pipelines.series import Series
 from data_pipelines.sources import Unit, batches, files, series_parquet
 from data_pipelines.sources.files import FileSource
+from data_pipelines.verify import verify
 
 ROWS = [(item, step) for step in range(5) for item in (1, 2)]
 LONG = "item_id,time,load,free\n" + "".join(f"{i},{60 * t},{i + t},{t if t != 2 else ''}\n" for i, t in ROWS)
@@ -213,12 +214,13 @@ def test_what_cannot_be_a_source_says_why(tmp_path):
 
 
 def test_a_protocol_without_its_package_names_the_package(monkeypatch):
-    def missing(url):
+    def missing(url, **options):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(ValueError, match=r"s3://bucket/x.*pip install s3fs"):
         FileSource("s3://bucket/x", "parquet").units()
+    assert "pip install s3fs" in verify("s3://bucket/x")[0]
 
 
 def test_parquet_batches_hold_about_as_much_whatever_the_rows(tmp_path, monkeypatch):
