@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from data_pipelines.compiled import compiled
 from toto_train.model.scaler import scale_patches, to_patches
 from toto_train.model.toto import QUANTILES, Prediction
 
@@ -33,7 +33,7 @@ def patch_mask(
     return visible
 
 
-@numba.njit(cache=True)
+@compiled
 def _hide(
     draws: np.ndarray,
     observed: np.ndarray,

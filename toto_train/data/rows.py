@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 
+from data_pipelines.compiled import compiled
 from data_pipelines.shards import ShardSet
 from toto_train.config import Config, MixtureEntry
 from toto_train.data.augment import Window, active, augment
@@ -173,7 +173,7 @@ def generator(bits: np.random.Philox, n: int) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-@numba.njit(cache=True)
+@compiled
 def observe(target: np.ndarray, inside: np.ndarray, mask: np.ndarray) -> None:
     """Set mask [V, T] to what is finite in target [V, T] between the steps inside [V, 2]; zero the rest of target."""
     zero, largest = np.float32(0), np.float32(np.finfo(np.float32).max)
