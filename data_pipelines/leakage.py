@@ -13,7 +13,7 @@ import numpy as np
 from data_pipelines import windows
 from data_pipelines.series import Series
 from data_pipelines.shards import MANIFEST, ShardSet
-from data_pipelines.sources import series_parquet
+from data_pipelines.sources.files import SUFFIXES, FileSource
 
 MIN_MATCHES = 2
 """Fewer windows in common are an accident: among unrelated sources one window of 8 was seen to match, never two."""
@@ -155,9 +155,9 @@ def _is_part(text: str) -> bool:
 
 
 def read_series(path: str | Path, key: str) -> Iterator[Series]:
-    """Every series of a dataset of shards, or of Parquet files in the series layout at or below a path, one at a time.
+    """Every series of a dataset of shards, or of files at or below a path in any layout that can be built from.
 
-    ValueError, naming the setting `key`, where there is neither.
+    One at a time. ValueError, naming the setting `key`, where there is neither.
     """
     if "://" in str(path) or (Path(path) / MANIFEST).is_file():
         shards = ShardSet(path)
@@ -167,15 +167,18 @@ def read_series(path: str | Path, key: str) -> Iterator[Series]:
         return
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{key}={path} does not exist; give a dataset or a folder of Parquet files")
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*.parquet") if not f.name.startswith("."))
-    if not files:
+        raise ValueError(f"{key}={path} does not exist; give a dataset or a folder of files of series")
+    # windows know no clock, so that records without a frequency may have any
+    kinds = [kind for kind, suffixes in SUFFIXES.items() if path.is_dir() or path.name.endswith(suffixes)]
+    found = [files for kind in kinds if (files := FileSource(str(path), kind, freq="1")).found()]
+    if not found:
         inside = sorted(f.parent.name for f in path.glob(f"*/{MANIFEST}"))
         hint = f"; the datasets in it are {', '.join(inside)}: give one" if inside else ""
-        raise ValueError(f"{key}={path} holds neither a dataset ({MANIFEST}) nor Parquet files{hint}")
-    for file in files:
-        try:
-            yield from series_parquet.read(file)
-        except (ValueError, OSError) as error:  # pyarrow's own errors are both
-            where = "" if str(file) in str(error) else f"{file}: "
-            raise ValueError(f"{key}: {where}{error}") from error
+        known = ", ".join(SUFFIXES)
+        raise ValueError(f"{key}={path} holds neither a dataset ({MANIFEST}) nor files of series ({known}){hint}")
+    try:
+        for files in found:
+            for unit in files.units():
+                yield from files.read(unit, Counter())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -1,6 +1,6 @@
 """Find benchmark data in a corpus: python scripts/leakage.py corpus=DIR against=DIR[,DIR...] [out=leakage.csv]
 
-corpus=    a dataset of shards, or Parquet files in the series layout: what a model is to be trained on
+corpus=    a dataset of shards, or a folder of files that build_shards.py reads: what a model is to be trained on
 against=   the same, one or more separated by commas: what it is to be scored on
 out=leakage.csv      the series over the limit, one a line, for build_shards.py ... quality.refuse=leakage.csv
 max_leakage=0.1      the limit: a share of a series' own windows, found as they are or up to scale and offset

@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipelines import grid, store
 from data_pipelines.series import Series
+from data_pipelines.shards import MANIFEST
 from data_pipelines.sources import Unit, batches, records, series_parquet, tables
 
 SUFFIXES = {
@@ -31,7 +32,14 @@ UNIT_BYTES = 64 * 2**20
 """About what a unit of a large file holds."""
 SPLITS = ("train", "test", "validation", "val")
 """Folders that name no dataset but a part of one: GluonTS writes NAME/train/data.json.gz."""
-_DESCRIPTIONS = ("metadata.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_DESCRIPTIONS = (
+    MANIFEST,
+    "metadata.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+)
 _RANGE = re.compile(r"#(\d+)-(\d+)$")
 _TAGS = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -69,14 +77,18 @@ class FileSource:
 
     def files(self) -> list[Unit]:
         """A unit for every file, sorted by path. ValueError where the path does not exist or holds none."""
-        suffixes = SUFFIXES[self.kind]
+        found = self.found()
+        if not found:
+            raise ValueError(f"source.path={self.path} holds no {self.kind} files (*{', *'.join(SUFFIXES[self.kind])})")
+        return found
+
+    def found(self) -> list[Unit]:
+        """`files`, be there any or none."""
         single, listed = _list(self.path)
         if single:
             return listed
         ours = {posixpath.dirname(u.key) for u in listed if posixpath.basename(u.key) == "evaluation.json"} - {""}
-        found = [u for u in listed if u.key.endswith(suffixes) and not _skipped(u.key, ours)]
-        if not found:
-            raise ValueError(f"source.path={self.path} holds no {self.kind} files (*{', *'.join(suffixes)})")
+        found = [u for u in listed if u.key.endswith(SUFFIXES[self.kind]) and not _skipped(u.key, ours)]
         return sorted(found, key=lambda u: u.key.split("/"))
 
     def units(self) -> list[Unit]:

@@ -2,12 +2,14 @@
 
 import csv
 import importlib.util
+import json
 import pickle
 import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_pipelines.assemble import write_shards
@@ -160,6 +162,23 @@ def test_a_part_of_a_split_group_stands_for_the_group(tmp_path):
     file = tmp_path / "list.csv"
     file.write_text("source,item_id\ns,wide/part2of3\ns,spare/parts\n")
     assert read_list(file) == {("s", "wide/part2of3"), ("s", "wide"), ("s", "spare/parts")}
+
+
+def test_benchmarks_are_read_in_their_own_layout(tmp_path):
+    write_shards(tmp_path / "corpus", BENCHMARK, {})
+    series = BENCHMARK[0]
+    record = {"start": "2024-01-01", "target": (2 * series.values[0] + 1).tolist()}
+    gluonts = tmp_path / "gluonts" / "shop" / "test"
+    gluonts.mkdir(parents=True)
+    (gluonts / "data.json").write_text(json.dumps(record))
+    (gluonts / "metadata.json").write_text("{}")
+    table = pa.table({"item_id": ["x"], "start": ["2024"], "freq": ["H"], "target": [record["target"]]})
+    (tmp_path / "arrow" / "shop").mkdir(parents=True)
+    with pa.ipc.new_file(tmp_path / "arrow" / "shop" / "data-00000.arrow", table.schema) as file:
+        file.write_table(table)
+    for folder in ("gluonts", "arrow"):
+        script.main([f"{k}={tmp_path / v}" for k, v in {"corpus": "corpus", "against": folder, "out": "l.csv"}.items()])
+        assert read_list(tmp_path / "l.csv") == {(series.source, series.item_id)}
 
 
 @pytest.mark.parametrize(
