@@ -10,10 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toto_train.config import OptimizerConfig, ScheduleConfig
+from toto_train.config import NorMuonConfig, OptimizerConfig, ScheduleConfig
 from toto_train.optim.recipe import build_optimizer, canonical, route, routing_table, set_lr, wsd
 
 DEPTH = 4
+
+
+def normuon(**settings) -> OptimizerConfig:
+    return OptimizerConfig(normuon=NorMuonConfig(**settings))
 
 
 # ---- routing
@@ -35,7 +39,7 @@ def nano_shapes(prefix="") -> dict[str, tuple[int, ...]]:
 
 
 def test_routes_and_multipliers_of_nano():
-    routes = {r.name: r for r in route(nano_shapes(), DEPTH, "spectral")}
+    routes = {r.name: r for r in route(nano_shapes(), DEPTH, OptimizerConfig())}
     assert set(routes) == set(nano_shapes())
     normuon_names = {n for n, r in routes.items() if r.kind == "normuon"}
     assert normuon_names == {n for n, s in nano_shapes().items() if n.startswith("layers") and len(s) == 2}
@@ -54,13 +58,17 @@ def test_routes_and_multipliers_of_nano():
     }
     assert {n: routes[n].multiplier for n in expected} == pytest.approx(expected)
     for rule, want in (("unit_scaled", 8.0), ("original", 1.0), ("match_rms_adamw", 0.2 * math.sqrt(176))):
-        down = next(r for r in route(nano_shapes(), DEPTH, rule) if r.name == "layers.0.mlp.down.weight")
+        down = next(
+            r for r in route(nano_shapes(), DEPTH, normuon(lr_rule=rule)) if r.name == "layers.0.mlp.down.weight"
+        )
         assert down.multiplier == pytest.approx(want / 2)
 
 
 def test_wrappers_leave_no_trace_in_names():
     assert canonical("model._orig_mod.layers.0._checkpoint_wrapped_module.mlp.up.weight") == "layers.0.mlp.up.weight"
-    assert route(nano_shapes("module.model."), DEPTH, "spectral") == route(nano_shapes(), DEPTH, "spectral")
+    assert route(nano_shapes("module.model."), DEPTH, OptimizerConfig()) == route(
+        nano_shapes(), DEPTH, OptimizerConfig()
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,18 +83,18 @@ def test_wrappers_leave_no_trace_in_names():
 )
 def test_routing_errors(change, message):
     with pytest.raises(ValueError, match=message):
-        route(nano_shapes() | change, DEPTH, "spectral")
+        route(nano_shapes() | change, DEPTH, OptimizerConfig())
 
 
 def test_no_matrix_for_normuon_is_an_error():
     with pytest.raises(ValueError, match="no parameter would get NorMuon"):
-        route({"head.skip.weight": (288, 64)}, 0, "spectral")
+        route({"head.skip.weight": (288, 64)}, 0, OptimizerConfig())
     with pytest.raises(ValueError, match="lr_rule='muon'"):
-        route(nano_shapes(), DEPTH, "muon")
+        route(nano_shapes(), DEPTH, normuon(lr_rule="muon"))
 
 
 def test_table_joins_equal_layers():
-    lines = routing_table(route(nano_shapes(), DEPTH, "spectral")).splitlines()
+    lines = routing_table(route(nano_shapes(), DEPTH, OptimizerConfig())).splitlines()
     up = next(line for line in lines if line.startswith("layers.*.mlp.up.weight"))
     assert up.split()[1:5] == ["4", "352x64", "normuon", "1.173"]
     assert lines[-1].startswith("normuon: 16 tensors")
