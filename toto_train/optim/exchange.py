@@ -257,4 +257,5 @@ def _all_views(messages: Tensor, lengths: list[int], specs: list[list[Spec]]) ->
 
 
 def _fill(views: list[Tensor], tensors: Sequence[Tensor]) -> None:
-    torch._foreach_copy_(views, list(tensors))
+    if views:  # a rank may own nothing in a bucket
+        torch._foreach_copy_(views, list(tensors))

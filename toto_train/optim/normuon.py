@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import zeros as distributed_zeros
@@ -32,6 +33,7 @@ from toto_train.optim.orthogonalize import resolve_dtype
 KINDS = ("normuon", "adamw")
 REPLICATED_STATES = ("replicated", "owner")
 BUCKET_BYTES = 64 * 2**20
+CACHE_LINE = 64
 
 
 def _momentum_update(
@@ -180,7 +182,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [local(p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [local(g) for group in self.param_groups for g in _gradients(group["params"])]
         if not gradients:
             return loss
         finite = self._all_finite(gradients)
@@ -224,7 +226,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
                 alike.setdefault((b.settings["momentum"], b.settings["nesterov"]), []).append(b)
         for (momentum, nesterov), blocks in alike.items():
             momenta = [b.part(self.state[b.p]["momentum"]) for b in blocks]
-            gradients = [b.part(b.p.grad) for b in blocks if b.p.grad is not None]
+            gradients = [b.part(g) for b, g in zip(blocks, _gradients(b.p for b in blocks), strict=True)]
             updates = _momentum_update(momenta, gradients, momentum, nesterov, finite)
             held |= {b: (b.v_part(self.state[b.p]["v"]), u) for b, u in zip(blocks, updates, strict=True)}
         bucket.start(held)
@@ -245,13 +247,18 @@ class NorMuonAdamW(torch.optim.Optimizer):
             if p.grad is not None:
                 alike.setdefault(multiplier, []).append(p)
         for multiplier, params in alike.items():
+            state = [self.state[p] for p in params]
+            here = [
+                [local(t) for t in tensors]
+                for tensors in (
+                    params, _gradients(params), [s["exp_avg"] for s in state], [s["exp_avg_sq"] for s in state],
+                )
+            ]  # fmt: skip
+            full = [[_full_lines(t) for t in tensors] for tensors in here]
             adamw(
-                [local(p) for p in params],
-                [local(p.grad) for p in params if p.grad is not None],
-                [local(self.state[p]["exp_avg"]) for p in params],
-                [local(self.state[p]["exp_avg_sq"]) for p in params],
+                *full,
                 [],
-                [self.state[p]["step"] for p in params],
+                [s["step"] for s in state],
                 fused=True,
                 found_inf=1 - finite,
                 amsgrad=False,
@@ -262,6 +269,10 @@ class NorMuonAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
+            for tensors, changed in zip(here, full, strict=True):
+                for t, line in zip(tensors, changed, strict=True):
+                    if t is not line:
+                        t.copy_(line[: t.numel()].view_as(t))
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, settings of the groups, and the count of skipped steps; tensors are not copied."""
@@ -299,6 +310,20 @@ class NorMuonAdamW(torch.optim.Optimizer):
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [pair for g in self.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
+
+
+def _full_lines(t: Tensor) -> Tensor:
+    """t, or on a CPU a flat copy of it with zeros up to a full cache line.
+
+    There the fused kernel rounds what is left after the last full vector in another way, and where that is would
+    depend on the number of ranks.
+    """
+    rest = -t.numel() % (CACHE_LINE // t.element_size())
+    return F.pad(t.flatten(), (0, rest)) if rest and t.device.type == "cpu" else t
+
+
+def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
 
 
 def _zero_rows(p: Tensor) -> Tensor:
