@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import (
+    DeviceMesh,
+    DTensor,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+    init_device_mesh,
+)
 
 from toto_train.config import AdamWConfig, NorMuonConfig
-from toto_train.optim.layout import global_norm
+from toto_train.optim.layout import local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
+
 
 pytestmark = pytest.mark.distributed
 
@@ -94,6 +107,8 @@ class Toy:
             set_lr(self.optimizer, 1 / (1 + step))
             for name, p in self.params.items():
                 p.grad = self.place(numbers(name, step), name)
+            if step == 2:
+                self.params["uneven"].grad = None  # on all ranks alike
             self.optimizer.step()
         return self
 
@@ -113,31 +128,106 @@ class Toy:
         }
 
 
-def train(rank, world, mode, steps, *args, **settings):
-    return Toy(mode, world, *args, **settings).steps(range(steps)).bits()
+MODES = {
+    1: ["plain", "fsdp"],
+    2: ["fsdp", "columns", "ddp", "ddp owner"],
+    4: ["fsdp", "columns", "both", "hsdp", "replicate", "replicate owner", "ddp", "ddp owner"],
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "bf16": {},
+    "fp32": {"dtype": "fp32"},
+    "blocks": {"dtype": "bf16", "blocks": True},
+    "small buckets": {"dtype": "bf16", "bucket_bytes": 1},
+}
 
 
-def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], complete: bool = True) -> None:
-    if complete:
-        assert set(got) == set(want)
-    different = [name for name, t in got.items() if not torch.equal(t, want[name])]
-    assert not different
+def train_all(rank, world):
+    """Five steps of every mode and variant."""
+    return {(m, v): Toy(m, world, **VARIANTS[v]).steps(range(5)).bits() for m in MODES[world] for v in VARIANTS}
 
 
-MODES = [
-    ("fsdp", 1), ("fsdp", 2), ("fsdp", 4), ("columns", 2), ("columns", 4), ("both", 4), ("hsdp", 4),
-    ("replicate", 4), ("replicate owner", 4), ("ddp", 2), ("ddp", 4), ("ddp owner", 2), ("ddp owner", 4),
-]  # fmt: skip
+def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    assert not [name for name, t in got.items() if not torch.equal(t, want[name])]
 
 
-@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-def test_any_number_of_processes_gives_the_bits_of_one(ranks, dtype, blocks):
-    (expected,) = ranks(1, train, "plain", 5, dtype, blocks)
-    assert sum(name.endswith(".momentum") for name in expected) == len(MATRICES)
-    for mode, world in MODES:
-        held: set[str] = set()
-        for bits in ranks(world, train, mode, 5, dtype, blocks):
-            assert_equal(bits, expected, complete=not mode.endswith("owner"))
-            held |= set(bits)
-        assert held == set(expected)
+def test_any_number_of_processes_gives_the_bits_of_one(ranks):
+    found = {world: ranks(world, train_all) for world in MODES}
+    for variant in VARIANTS:
+        expected = found[1][0]["plain", "bf16" if variant == "small buckets" else variant]
+        assert len(expected) == 3 * len(MATRICES) + 4 * len(OTHERS)
+        for world, modes in MODES.items():
+            for mode in modes:
+                results = [result[mode, variant] for result in found[world]]
+                for bits in results:
+                    assert_equal(bits, expected)
+                    assert "owner" in mode or set(bits) == set(expected)
+                # an owner is the only one to have a state, and every state has one
+                owners = [sum(name in bits for bits in results) for name in expected if ".momentum" in name]
+                assert owners == [1 if "owner" in mode else world] * len(MATRICES)
+    whole, blocks = (found[1][0]["plain", v] for v in ("bf16", "blocks"))
+    assert not torch.equal(whole["wide"], blocks["wide"])
+    assert torch.equal(whole["short"], blocks["short"])
+
+
+# ---- checkpoints
+
+
+def go_on(rank, world, mode, start, folder):
+    """Three steps from step `start` and its checkpoint on, and another checkpoint."""
+    toy = Toy(mode, world)
+    if start:
+        dcp.load(toy.tensors(), checkpoint_id=folder / str(start))
+    toy.steps(range(start, start + 3))
+    dcp.save(toy.tensors(), checkpoint_id=folder / str(start + 3))
+    return toy.bits()
+
+
+@pytest.mark.parametrize("mode", ["both", "hsdp", "ddp owner"])
+def test_a_run_goes_on_with_the_same_bits_on_other_numbers_of_processes(ranks, mode, tmp_path):
+    (straight,) = ranks(1, lambda *_: Toy("plain", 1).steps(range(9)).bits())
+    for start, world in ((0, 2), (3, 4), (6, 1)):
+        last = ranks(world, go_on, "plain" if world == 1 else mode, start, tmp_path)
+    assert_equal(last[0], straight)
+    assert set(last[0]) == set(straight)
+
+
+def state_and_bits(rank, world):
+    toy = Toy("plain", 1).steps(range(2))
+    return toy.optimizer.state_dict(), toy.bits()
+
+
+def load_whole(rank, world, state, mode):
+    toy = Toy(mode, world)
+    toy.optimizer.load_state_dict(state)
+    return toy.bits()
+
+
+def test_a_state_of_one_process_loads_into_shards(ranks):
+    ((state, bits),) = ranks(1, state_and_bits)
+    for mode in ("both", "hsdp", "ddp owner"):
+        for found in ranks(4, load_whole, state, mode):
+            assert_equal({n: t for n, t in found.items() if "." in n}, bits)
+
+
+# ---- steps that must not happen
+
+
+def one_bad_gradient(rank, world, mode, bad):
+    toy = Toy(mode, world).steps(range(2))
+    before = {n: t.clone() for n, t in toy.bits().items()}
+    for name, p in toy.params.items():
+        p.grad = toy.place(numbers(name, 2), name)
+    gradient = toy.params["wide"].grad
+    assert gradient is not None
+    if rank == world - 1:
+        local(gradient)[0, 0] = bad
+    toy.optimizer.step()
+    return before, toy.bits(), int(toy.optimizer.skipped_steps)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("mode", ["fsdp", "ddp owner"])
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(ranks, mode, bad):
+    for before, after, skipped in ranks(2, one_bad_gradient, mode, bad):
+        assert skipped == 1
+        assert_equal(after, before)

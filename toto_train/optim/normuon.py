@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor import zeros as distributed_zeros
-from torch.optim.adamw import adamw
 
+from toto_train.optim.adamw import adamw_step, new_state
 from toto_train.optim.exchange import Bucket, assign_owners, make_buckets
 from toto_train.optim.layout import Block, Layout, local
 from toto_train.optim.orthogonalize import resolve_dtype
@@ -33,7 +32,6 @@ from toto_train.optim.orthogonalize import resolve_dtype
 KINDS = ("normuon", "adamw")
 REPLICATED_STATES = ("replicated", "owner")
 BUCKET_BYTES = 64 * 2**20
-CACHE_LINE = 64
 
 
 def _momentum_update(
@@ -165,11 +163,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
                 if self._keeps(name):
                     self.state[p] = {"momentum": torch.zeros_like(p, dtype=torch.float32), "v": _zero_rows(p)}
             else:
-                self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
+                self.state[p] = new_state(p)
 
     def _keeps(self, name: str) -> bool:
         """Whether this rank has the state of a matrix."""
@@ -190,7 +184,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
         self._normuon_step(finite)
         for group in self.param_groups:
             if group["kind"] == "adamw":
-                self._adamw_step(group, finite)
+                adamw_step(group, self.state, finite)
         return loss
 
     def _all_finite(self, gradients: list[Tensor]) -> Tensor:
@@ -240,40 +234,6 @@ class NorMuonAdamW(torch.optim.Optimizer):
             decay = s["weight_decay"] * s["lr"] / s["initial_lr"]
             _apply(block.part(block.p), o, scale * (s["lr"] * block.multiplier), decay, s["cautious"], finite)
 
-    def _adamw_step(self, group: dict[str, Any], finite: Tensor) -> None:
-        """torch's fused AdamW, whose kernel leaves everything as it was when told that a gradient is not finite."""
-        alike: dict[float, list[Tensor]] = {}
-        for p, multiplier in zip(group["params"], group["multipliers"], strict=True):
-            if p.grad is not None:
-                alike.setdefault(multiplier, []).append(p)
-        for multiplier, params in alike.items():
-            state = [self.state[p] for p in params]
-            here = [
-                [local(t) for t in tensors]
-                for tensors in (
-                    params, _gradients(params), [s["exp_avg"] for s in state], [s["exp_avg_sq"] for s in state],
-                )
-            ]  # fmt: skip
-            full = [[_full_lines(t) for t in tensors] for tensors in here]
-            adamw(
-                *full,
-                [],
-                [s["step"] for s in state],
-                fused=True,
-                found_inf=1 - finite,
-                amsgrad=False,
-                beta1=group["beta1"],
-                beta2=group["beta2"],
-                lr=group["lr"] * multiplier,
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            for tensors, changed in zip(here, full, strict=True):
-                for t, line in zip(tensors, changed, strict=True):
-                    if t is not line:
-                        t.copy_(line[: t.numel()].view_as(t))
-
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, settings of the groups, and the count of skipped steps; tensors are not copied."""
         state = {name: dict(self.state[p]) for name, p in self._named() if self.state[p]}
@@ -282,8 +242,12 @@ class NorMuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a saved state into this optimizer by name; the saved group settings (lr among them) come with it."""
-        saved, groups = state_dict["state"], state_dict["param_groups"]
+        """Copy a saved state into this optimizer by name.
+
+        The saved settings of the groups (lr among them) and the count of skipped steps come with it, where they are
+        there. Tensors may be whole, or DTensors placed as they are here.
+        """
+        saved, groups = state_dict["state"], state_dict.get("param_groups")
         problems = [f"{name} is not in this optimizer" for name in sorted(set(saved) - set(dict(self._named())))]
         for name, p in self._named():
             if name not in saved and self.state[p]:
@@ -294,6 +258,8 @@ class NorMuonAdamW(torch.optim.Optimizer):
             have = {k: tuple(t.shape) for k, t in saved[name].items()}
             if want != have:
                 problems.append(f"{name} holds {have} where this optimizer holds {want}")
+        if groups is None:
+            groups = self.param_groups
         grouping = [[set(g["param_names"]) for g in gs] for gs in (groups, self.param_groups)]
         if not problems and grouping[0] != grouping[1]:
             problems.append("parameters are grouped otherwise")
@@ -306,20 +272,11 @@ class NorMuonAdamW(torch.optim.Optimizer):
             by_name = dict(zip(saved_group["param_names"], saved_group["multipliers"], strict=True))
             settings = {k: v for k, v in saved_group.items() if k not in ("param_names", "multipliers")}
             group.update(settings, multipliers=[by_name[name] for name in group["param_names"]])
-        self.skipped_steps.copy_(state_dict["skipped_steps"])
+        if "skipped_steps" in state_dict:
+            self.skipped_steps.copy_(state_dict["skipped_steps"])
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [pair for g in self.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
-
-
-def _full_lines(t: Tensor) -> Tensor:
-    """t, or on a CPU a flat copy of it with zeros up to a full cache line.
-
-    There the fused kernel rounds what is left after the last full vector in another way, and where that is would
-    depend on the number of ranks.
-    """
-    rest = -t.numel() % (CACHE_LINE // t.element_size())
-    return F.pad(t.flatten(), (0, rest)) if rest and t.device.type == "cpu" else t
 
 
 def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
