@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NAMESPACES = ("c10d", "_c10d_functional")
-NOT_COUNTED = ("wait_tensor", "barrier", "monitored_barrier_")
+NOT_COUNTED = ("wait_tensor", "barrier", "_wrap_tensor_autograd")
 
 
 class Collectives(TorchDispatchMode):
@@ -28,6 +29,8 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(issubclass(t, DTensor) for t in types):  # comes back here as what it asks of the ranks
+            return NotImplemented
         namespace, name = func.name().split("::")
         name = name.split(".")[0].rstrip("_")
         if namespace in NAMESPACES and name not in NOT_COUNTED:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +26,6 @@ from toto_train.config import AdamWConfig, NorMuonConfig
 from toto_train.optim.layout import local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
-
 
 pytestmark = pytest.mark.distributed
 

@@ -1,4 +1,4 @@
-"""Models that torch wraps train with the bits of one process, at two collectives a step and a share of the work each."""
+"""Models that torch shards or replicates train with the bits of one process, and what that costs."""
 
 from __future__ import annotations
 
