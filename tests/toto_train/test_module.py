@@ -92,6 +92,15 @@ def test_each_step_uses_its_own_learning_rate():
         assert m.optimizer.param_groups[0]["lr"] == pytest.approx(0.652 * factor)
 
 
+def test_each_step_uses_its_own_momentum():
+    m = module()
+    m.config.optimizer.normuon.momentum_warmup_steps = 10
+    for step, momentum in ((0, 0.85), (5, 0.905), (30, 0.96)):
+        m.position.step = step
+        gradients(m, 4)
+        assert m.optimizer.param_groups[0]["momentum"] == pytest.approx(momentum)
+
+
 def test_a_batch_without_any_label_changes_nothing_but_decay():
     m = module()
     dead = batch()
