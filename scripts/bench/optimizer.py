@@ -39,7 +39,7 @@ from toto_train.config import AdamWConfig, NorMuonConfig
 from toto_train.module import keep_freed_memory
 from toto_train.optim.exchange import owner_loads
 from toto_train.optim.normuon import NorMuonAdamW
-from toto_train.optim.orthogonalize import orthogonalize
+from toto_train.optim.orthogonalize import COEFFICIENTS, NORM_EPS, NORM_MARGIN, normalized_update, orthogonalize
 
 WIDTH, LAYERS = 384, 12
 Shapes = dict[str, tuple[int, int]]
@@ -239,6 +239,39 @@ def steps(rounds: int) -> list[Row]:
     ]
 
 
+def exact_update(update: Tensor) -> Tensor:
+    """Orthogonalised and normalised, a first step, in float64 on the singular values themselves."""
+    u, sigma, vh = torch.linalg.svd(update.double(), full_matrices=False)
+    sigma = sigma / (NORM_MARGIN * update.double().norm() + NORM_EPS)
+    for a, b, c in COEFFICIENTS:
+        sigma = a * sigma + b * sigma**3 + c * sigma**5
+    o = u @ torch.diag(sigma) @ vh
+    n = o / o.norm(dim=1, keepdim=True)
+    return n * o.norm() / n.norm()
+
+
+def errors() -> list[Row]:
+    """Largest difference from the update in float64 over its largest entry; the worst of a tall and a wide matrix."""
+    generator = torch.Generator().manual_seed(0)
+    found: dict[str, float] = {}
+    for shape in ((192, 64), (64, 176)):
+        u, _, vh = torch.linalg.svd(torch.randn(shape, generator=generator, dtype=torch.float64), full_matrices=False)
+        spectra = {"singular values within 2x": torch.linspace(1, 2, 64), "rank 8": (torch.arange(64) < 8).double()}
+        for kind, spectrum in spectra.items():
+            update = (u @ torch.diag(spectrum.double()) @ vh).float()
+            expected = exact_update(update)
+            for dtype in (torch.float32, torch.bfloat16):
+                o, scale, _ = normalized_update(update, torch.zeros(shape[0]), 0.999, 1e-7, dtype)
+                error = (scale[:, None] * o.double() - expected).abs().max() / expected.abs().max()
+                name = f"error of an update, {kind}, {'fp32' if dtype == torch.float32 else 'bf16'}"
+                found[name] = max(found.get(name, 0.0), float(error))
+    limits = (1e-5, 8e-2, 1e-3, 2.0)  # in bf16 what an update lacks in rank is filled with rounding
+    return [
+        Row(name, error, limit, "limit", "of its largest entry", "<= 1")
+        for (name, error), limit in zip(found.items(), limits, strict=True)
+    ]
+
+
 def cold() -> tuple[float, float]:
     """CPU seconds of the first step of a process, and of the better of two more."""
     torch.set_num_threads(1)
@@ -273,6 +306,7 @@ def measure(quick: bool) -> list[Row]:
     worlds, names = ((4,), (MIXED, "small's 48 matrices")) if quick else ((2, 4, 8), tuple(SETS))
     rows = [row for world in worlds for name in names for row in exchanges(world, name)]
     rows += [*torch_muon(4), same_bits(4 if quick else 8)]
+    rows += errors()
     rows += steps(3 if quick else 10)
     first, steady = apart(cold)
     rows.append(Row("first step of a process", 1e3 * first, 1e3 * steady, "a later step", "CPU ms", "<= 2"))

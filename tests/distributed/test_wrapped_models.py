@@ -125,6 +125,26 @@ def traffic(rank, world, mode):
     return counted.calls, counted.sent, owner_loads(optimizer.blocks, world)
 
 
+def known_collectives(rank, world):
+    x = torch.ones(8, dtype=torch.float32)
+    with Collectives() as counted:
+        dist.all_reduce(x)
+        dist.all_to_all_single(torch.empty(8), x)
+        splits = [5, 1, 1, 1]
+        dist.all_to_all_single(torch.empty(20 if rank == 0 else 4), x, [splits[rank]] * 4, splits)
+        dist.all_gather_into_tensor(torch.empty(32), x)
+        distribute_tensor(x, init_device_mesh("cpu", (world,)), [Shard(0)], src_data_rank=None).full_tensor()
+    return counted.calls, counted.sent
+
+
+def test_the_counter_knows_what_a_rank_sends(ranks):
+    for rank, (calls, sent) in enumerate(ranks(4, known_collectives)):
+        assert (calls["allreduce"], calls["alltoall_base"], calls["_allgather_base"]) == (1, 2, 1)
+        own = 5 if rank == 0 else 1
+        assert calls["all_gather_into_tensor"] == 1
+        assert sent == 4 * (2 * 8 * 3 / 4 + 6 + (8 - own) + 3 * 8 + 3 * 2)
+
+
 def test_two_collectives_and_two_fifths_of_the_bytes(ranks):
     bf16_bytes = sum(2 * m * n for m, n in mixed_shapes().values())
     results = ranks(4, traffic, "fsdp")
