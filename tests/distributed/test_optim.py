@@ -179,8 +179,8 @@ def go_on(rank, world, mode, start, folder):
 
 @pytest.mark.parametrize("mode", ["both", "hsdp", "ddp owner"])
 def test_a_run_goes_on_with_the_same_bits_on_other_numbers_of_processes(ranks, mode, tmp_path):
-    (straight,) = ranks(1, lambda *_: Toy("plain", 1).steps(range(9)).bits())
-    for start, world in ((0, 2), (3, 4), (6, 1)):
+    (straight,) = ranks(1, lambda *_: Toy("plain", 1).steps(range(12)).bits())
+    for start, world in ((0, 2), (3, 2), (6, 4), (9, 1)):
         last = ranks(world, go_on, "plain" if world == 1 else mode, start, tmp_path)
     assert_equal(last[0], straight)
     assert set(last[0]) == set(straight)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toto_train.config import ModelConfig, NorMuonConfig, OptimizerConfig, ScheduleConfig
+from toto_train.config import Config, ModelConfig, NorMuonConfig, OptimizerConfig, ScheduleConfig
 from toto_train.model.fused import queries_keys_values
 from toto_train.model.toto import Toto
 from toto_train.model.umup import residual
@@ -24,6 +24,7 @@ from toto_train.optim.recipe import (
     warm_momentum,
     wsd,
 )
+from toto_train.plan import plan
 
 DEPTH = 4
 
@@ -153,6 +154,9 @@ def test_the_stack_goes_to_adamw_only_where_asked():
     named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes().items()]
     optimizer = build_optimizer(named, OptimizerConfig(stack="adamw"), DEPTH)
     assert [g["kind"] for g in optimizer.param_groups] == ["adamw"]
+    states = [plan(Config(optimizer=OptimizerConfig(stack=kind))).state_bytes // 4 for kind in ("normuon", "adamw")]
+    stack = [s for n, s in nano_shapes().items() if n.startswith("layers") and len(s) == 2]
+    assert states[1] - states[0] == sum(m * n - m for m, n in stack)  # a second moment each, instead of one a row
 
 
 def test_table_joins_equal_layers():
