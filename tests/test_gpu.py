@@ -4,14 +4,19 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toto_train import hub
-from toto_train.config import ModelConfig
+from toto_train.config import ModelConfig, OptimizerConfig
 from toto_train.forecast import Forecaster
 from toto_train.model.decoder import MaskFlags
 from toto_train.model.toto import Prediction, Toto
 from toto_train.objective import loss_sum
+from toto_train.optim.recipe import build_optimizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,9 +42,6 @@ def test_cpu_and_cuda_forecast_the_same():
 
 
 def test_an_optimizer_step_does_not_wait_for_the_device():
-    from toto_train.config import OptimizerConfig
-    from toto_train.optim.recipe import build_optimizer
-
     model = Toto.create(ModelConfig(), 0, "cuda")
     optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), 4)
     for p in model.parameters():
@@ -50,6 +52,48 @@ def test_an_optimizer_step_does_not_wait_for_the_device():
         optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def _sharded_steps(rank, world, meet, folder):
+    """Three steps on a device each: all matrices sharded, and with a mesh of one the same code as without."""
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", init_method=f"file://{meet}", rank=rank, world_size=world)
+    mesh = init_device_mesh("cuda", (world,))
+    found = {}
+    for mode in ("fsdp", "ddp", "ddp owner", "plain"):
+        model = Toto.create(ModelConfig(), 0, "cuda")
+        if mode == "fsdp":
+            for layer in model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        config = OptimizerConfig()
+        config.normuon.replicated_state = "owner" if mode.endswith("owner") else "replicated"
+        replicas = dist.group.WORLD if mode.startswith("ddp") else None
+        optimizer = build_optimizer(model.named_parameters(), config, 4, replicas)
+        for step in range(3):
+            torch.manual_seed(step)
+            for p in model.parameters():
+                whole = torch.randn(p.shape, device="cuda")
+                sharded = isinstance(p, DTensor)
+                p.grad = distribute_tensor(whole, mesh, p.placements, src_data_rank=None) if sharded else whole
+            torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first step sets NCCL up
+            optimizer.step()
+            torch.cuda.set_sync_debug_mode("default")
+        tensors = {n: p.detach() for n, p in model.named_parameters()}
+        found[mode] = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
+    if rank == 0:
+        torch.save({mode: {n: t.cpu() for n, t in tensors.items()} for mode, tensors in found.items()}, folder / "0.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_sharded_steps_over_nccl_give_the_bits_of_one_device(tmp_path):
+    """On as many devices as there are; one alone still goes through NCCL's process group and DTensors."""
+    world = torch.cuda.device_count()
+    mp.start_processes(_sharded_steps, (world, tmp_path / "meet", tmp_path), nprocs=world, start_method="spawn")
+    found = torch.load(tmp_path / "0.pt")
+    for mode, tensors in found.items():
+        assert not [n for n, t in tensors.items() if not torch.equal(t, found["plain"][n])], mode
 
 
 @pytest.mark.parametrize("case", ["plain", "everything"])

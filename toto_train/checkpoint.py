@@ -30,8 +30,9 @@ from toto_train.optim.normuon import NorMuonAdamW
 
 log = logging.getLogger(__name__)
 
-FROZEN = ("model", "objective", "data.variates", "data.length", "global_rows", "seed")
-"""Settings that a resumed run must keep; with the fingerprint of its data they decide what every step sees."""
+FROZEN = ("model", "objective", "data.variates", "data.length", "global_rows", "seed", "optimizer.stack")
+"""Settings that a resumed run must keep; with the fingerprint of its data they decide what every step sees,
+and which state the optimizer has."""
 
 
 @dataclass
@@ -252,7 +253,8 @@ def _differences(folder: Path, meta: dict[str, Any], config: Config) -> list[str
     remedy = "use that value, another name=, or fresh=true to start over"
     problems = []
     for key in FROZEN:
-        before, after = _get(saved, key), _get(now, key)
+        after = _get(now, key)
+        before = _get(saved, key, after)  # an import has no optimizer, an older checkpoint not every setting
         for sub in sorted(before) if isinstance(before, dict) else [""]:
             old, new = (before[sub], after.get(sub)) if sub else (before, after)
             if old != new:
@@ -296,7 +298,9 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _get(tree: dict[str, Any], key: str) -> Any:
+def _get(tree: Any, key: str, default: Any = None) -> Any:
     for part in key.split("."):
+        if part not in tree:
+            return default
         tree = tree[part]
     return tree

@@ -183,11 +183,24 @@ class NorMuonConfig:
     """spectral sqrt(m/n) | unit_scaled sqrt(m) | original sqrt(max(1, m/n)) | match_rms_adamw 0.2 sqrt(max(m, n))."""
     orthogonalize_dtype: str = "auto"
     """bf16 | fp32 | auto (bf16 where the device multiplies it natively)."""
+    normalize: bool = True
+    """Even the rows by their second moment; false is plain Muon."""
+    split: str = "none"
+    """What is orthogonalised as a matrix of its own, with a shape factor of its own: none (every weight whole) | fused
+    (q, k, v and gate, up apart) | heads (q, k and v by head besides)."""
+    momentum_start: float = 0.85
+    """Momentum of the first step, where it warms up."""
+    momentum_warmup_steps: int = 0
+    """Steps until momentum has risen, in a line, from momentum_start to its value; 0 turns the warm-up off."""
+    replicated_state: str = "replicated"
+    """Where ranks hold copies of a matrix (DDP), its momentum is replicated, or kept by its owner alone."""
+    bucket_mib: int = 64
+    """Most MiB of updates per rank in one exchange between ranks; less takes less memory and more exchanges."""
 
 
 @dataclass
 class AdamWConfig:
-    """Everything else: input and output MLPs, biases, per-dimension scales."""
+    """Everything else: input and output MLPs, biases, per-dimension scales; the stack's matrices too where asked to."""
 
     lr: float = 0.012
     beta1: float = 0.91
@@ -198,6 +211,8 @@ class AdamWConfig:
 
 @dataclass
 class OptimizerConfig:
+    stack: str = "normuon"
+    """What trains the matrices inside the stack: normuon | adamw (to compare with)."""
     normuon: NorMuonConfig = field(default_factory=NorMuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     clip_norm: float = 7.0

@@ -111,6 +111,9 @@ def _type_name(kind: Any) -> str:
 CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.normuon.lr_rule": ("spectral", "unit_scaled", "original", "match_rms_adamw"),
     "optimizer.normuon.orthogonalize_dtype": ("auto", "bf16", "fp32"),
+    "optimizer.normuon.split": ("none", "fused", "heads"),
+    "optimizer.normuon.replicated_state": ("replicated", "owner"),
+    "optimizer.stack": ("normuon", "adamw"),
     "parallel.mode": ("single",),
     "parallel.precision": ("fp32", "bf16"),
     "parallel.device": ("auto", "cpu", "cuda"),
@@ -127,16 +130,19 @@ POSITIVE = (
     "objective.label_clamp", "data.variates", "data.length", "data.lanes",
     "data.shuffle_rows", "data.prefetch", "validation.context",
     "validation.max_windows", "heldout.context", "heldout.max_windows", "optimizer.normuon.lr",
-    "optimizer.normuon.eps", "optimizer.adamw.lr", "optimizer.adamw.eps", "schedule.max_steps", "logger.every_steps",
-    "checkpoint.every_steps", "checkpoint.keep_last",
+    "optimizer.normuon.eps",
+    "optimizer.normuon.bucket_mib", "optimizer.adamw.lr", "optimizer.adamw.eps", "schedule.max_steps",
+    "logger.every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "validate_every", "model.layer_group_size", "model.num_variate_layers_per_group", "data.workers",
     "validation.limit", "heldout.limit", "optimizer.clip_norm", "optimizer.normuon.weight_decay",
+    "optimizer.normuon.momentum_warmup_steps",
     "optimizer.adamw.weight_decay", "schedule.warmup_steps", "schedule.decay_steps",
 )  # fmt: skip
 FRACTIONS = (
-    "optimizer.normuon.momentum", "optimizer.normuon.beta2", "optimizer.adamw.beta1", "optimizer.adamw.beta2",
+    "optimizer.normuon.momentum", "optimizer.normuon.momentum_start", "optimizer.normuon.beta2",
+    "optimizer.adamw.beta1", "optimizer.adamw.beta2",
 )  # fmt: skip
 
 

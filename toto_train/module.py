@@ -18,8 +18,9 @@ from toto_train.config import Config
 from toto_train.model.toto import Toto
 from toto_train.model.umup import set_replicas
 from toto_train.objective import loss_sum
+from toto_train.optim.layout import global_norm, local
 from toto_train.optim.normuon import NorMuonAdamW
-from toto_train.optim.recipe import set_lr, wsd
+from toto_train.optim.recipe import set_lr, set_momentum, warm_momentum, wsd
 
 
 def keep_freed_memory() -> None:
@@ -66,14 +67,16 @@ class TrainingModule(pl.LightningModule):
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn summed gradients into those of the mean, clip, and set this step's learning rate; no host sync."""
+        c = self.config
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         weight = self._weight.clamp(min=1)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / weight
+        norm = global_norm(gradients) / weight
         factor = 1 / weight
-        if clip := self.config.optimizer.clip_norm:
+        if clip := c.optimizer.clip_norm:
             factor = factor * (clip / norm.clamp(min=clip))
-        torch._foreach_mul_(gradients, factor)
-        set_lr(optimizer, wsd(self.position.step, self.config.schedule))
+        torch._foreach_mul_([local(g) for g in gradients], factor)
+        set_lr(optimizer, wsd(self.position.step, c.schedule))
+        set_momentum(optimizer, warm_momentum(self.position.step, c.optimizer.normuon))
         self.last = {"loss": self._loss / weight, "grad_norm": norm}
         self._loss, self._weight = torch.zeros_like(self._loss), torch.zeros_like(self._weight)
 

@@ -17,7 +17,7 @@ class Plan:
 
     parameters: int
     stack_matrices: int
-    """Parameters in NorMuon's matrices."""
+    """Parameters in the stack's matrices, which NorMuon trains unless optimizer.stack says otherwise."""
     patches_per_step: int
     slots_per_step: int
     matmul_flops: float
@@ -48,7 +48,7 @@ def plan(config: Config) -> Plan:
     total = sum(sizes.values())
     patches = config.global_rows * d.variates * (d.length // m.patch_size)
     # NorMuon keeps momentum and one float a row, AdamW two moments
-    state = stack + rows + 2 * (total - stack)
+    state = 2 * (total - stack) + (stack + rows if config.optimizer.stack == "normuon" else 2 * stack)
     return Plan(
         parameters=total,
         stack_matrices=stack,
@@ -64,9 +64,10 @@ def describe(config: Config) -> str:
     """The plan as text for a person."""
     p, d, m = plan(config), config.data, config.model
     steps = config.schedule.max_steps
+    trainer = {"normuon": "NorMuon", "adamw": "AdamW"}[config.optimizer.stack]
     lines = [
         ("model", f"{m.name}: d_model {m.d_model}, {m.num_layers} layers, {m.num_heads} heads, d_ff {m.d_ff}"),
-        ("parameters", f"{p.parameters:,} ({p.stack_matrices:,} in NorMuon's matrices)"),
+        ("parameters", f"{p.parameters:,} ({p.stack_matrices:,} in the stack's matrices, for {trainer})"),
         ("batch", f"{config.global_rows} rows x {d.variates} variates x {d.length} steps"),
         ("points per step", f"{p.slots_per_step:,} (slots; observed points are fewer by the fill of the rows)"),
         ("patches per step", f"{p.patches_per_step:,} of {m.patch_size} steps, {len(QUANTILES)} quantiles each"),

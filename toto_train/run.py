@@ -39,12 +39,12 @@ from toto_train.forecast import Forecaster
 from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
-from toto_train.optim.recipe import build_optimizer
+from toto_train.optim.recipe import build_optimizer, describe_routing
 
 log = logging.getLogger(__name__)
 
 
-OWN = ("checkpoints", "export", "metrics.csv", "sources.csv", "scores.json",
+OWN = ("checkpoints", "export", "routing.txt", "metrics.csv", "sources.csv", "scores.json",
        "rows.parquet", "seasonal_naive.parquet", "report.html",
        "wandb", "wandb.id", "config.yaml")  # fmt: skip
 """What a run leaves in its folder; fresh=true removes these and nothing else."""
@@ -78,6 +78,8 @@ def run(config: Config) -> None:
             if source.fingerprint == fingerprint:
                 log.warning("the rows will be those that %s saw, from the first on; seed= draws others", source.folder)
         write_text(folder / "config.yaml", to_yaml(config))
+        routing = describe_routing(model.named_parameters(), config.optimizer, config.model.num_layers)
+        write_text(folder / "routing.txt", routing + "\n")
         data.start_step = position.step
         module = TrainingModule(config, model, optimizer, position)
         if position.step < config.schedule.max_steps:

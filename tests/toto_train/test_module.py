@@ -9,7 +9,7 @@ import torch
 
 from toto_train import checkpoint
 from toto_train.checkpoint import Position
-from toto_train.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from toto_train.config import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from toto_train.model.decoder import MaskFlags
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
@@ -92,6 +92,15 @@ def test_each_step_uses_its_own_learning_rate():
         assert m.optimizer.param_groups[0]["lr"] == pytest.approx(0.652 * factor)
 
 
+def test_each_step_uses_its_own_momentum():
+    m = module()
+    m.config.optimizer.normuon.momentum_warmup_steps = 10
+    for step, momentum in ((0, 0.85), (5, 0.905), (30, 0.96)):
+        m.position.step = step
+        gradients(m, 4)
+        assert m.optimizer.param_groups[0]["momentum"] == pytest.approx(momentum)
+
+
 def test_a_batch_without_any_label_changes_nothing_but_decay():
     m = module()
     dead = batch()
@@ -134,6 +143,15 @@ def test_a_resumed_run_may_change_its_learning_rate(tmp_path):
     optimizer = build_optimizer(other.model.named_parameters(), other.config.optimizer, 4)
     checkpoint.resume(tmp_path, other.config, other.model, optimizer, "data")
     assert optimizer.param_groups[0]["initial_lr"] == 0.1
+
+
+def test_a_resumed_run_keeps_what_trains_its_stack(tmp_path):
+    m = module()
+    checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    other = module()
+    other.config.optimizer.stack = "adamw"
+    with pytest.raises(ConfigError, match=r"optimizer.stack='adamw', but .* was made with 'normuon'"):
+        checkpoint.resume(tmp_path, other.config, other.model, other.optimizer, "data")
 
 
 def test_old_checkpoints_go_when_new_ones_are_whole(tmp_path):

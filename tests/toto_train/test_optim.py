@@ -8,11 +8,15 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from toto_train.config import AdamWConfig, NorMuonConfig
-from toto_train.optim import normuon
+from toto_train.optim.exchange import assign_owners, make_buckets, owner_loads
+from toto_train.optim.layout import Block, Layout
+from toto_train.optim.migrate import migrate
 from toto_train.optim.normuon import NorMuonAdamW
-from toto_train.optim.orthogonalize import COEFFICIENTS, orthogonalize, resolve_dtype
+from toto_train.optim.orthogonalize import COEFFICIENTS, normalized_update, orthogonalize, resolve_dtype
 from toto_train.optim.recipe import LR_RULES, set_lr
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
@@ -54,7 +58,7 @@ class Reference:
         o = polar_express(g.double() + c.momentum * self.m if c.nesterov else self.m)
         self.v = c.beta2 * self.v + (1 - c.beta2) * (o**2).mean(1)
         n = o / (self.v.sqrt() + c.eps)[:, None]
-        d = n * o.norm() / n.norm()
+        d = n * o.norm() / n.norm() if c.normalize else o
         self.sure &= o.abs() > 1e-4
         shrink = c.weight_decay * factor * self.w
         if c.cautious:
@@ -118,12 +122,9 @@ def test_orthogonalize_bf16_error_is_rounding(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_orthogonalize_batches_and_ignores_scale(shape):
-    stack = torch.stack([well_conditioned(shape, s).float() for s in range(3)])
-    batched = orthogonalize(stack, torch.float32)
-    for one, x in zip(batched, stack, strict=True):
-        assert relative(one, orthogonalize(x, torch.float32)) < 1e-5
-        assert relative(orthogonalize(x * 1e6, torch.float32), orthogonalize(x, torch.float32)) < 1e-4
+def test_orthogonalize_ignores_scale(shape):
+    x = well_conditioned(shape, 0).float()
+    assert relative(orthogonalize(x * 1e6, torch.float32), orthogonalize(x, torch.float32)) < 1e-4
     assert not orthogonalize(torch.zeros(shape), torch.float32).any()
 
 
@@ -170,25 +171,87 @@ def test_normuon_matches_the_float64_reference(lr_rule, nesterov, cautious):
         assert relative(optimizer.state[p]["v"].sqrt(), reference.v.sqrt()) <= 1e-5  # v enters by its root
 
 
-def test_batches_equal_single_matrices(monkeypatch):
-    """The path an accelerator takes, on a CPU."""
-    single, batch = matrices([(12, 20)] * 5), matrices([(12, 20)] * 5)
-    config = NorMuonConfig(orthogonalize_dtype="fp32")
-    optimizers = NorMuonAdamW([normuon_group(single, config)]), NorMuonAdamW([normuon_group(batch, config)])
+def test_without_normalisation_it_is_muon():
+    config = NorMuonConfig(lr=0.5, weight_decay=0.0, cautious=False, normalize=False, orthogonalize_dtype="fp32")
+    params = matrices()
+    references = [Reference(p.data, config, 1.0) for p in params.values()]
+    optimizer = NorMuonAdamW([normuon_group(params, config)])
+    for _ in range(3):
+        for i, (p, reference) in enumerate(zip(params.values(), references, strict=True)):
+            p.grad = well_conditioned(p.shape, i).float()
+            reference.step(p.grad, 1.0)
+        optimizer.step()
+    for p, reference in zip(params.values(), references, strict=True):
+        assert relative(p.data, reference.w) <= 1e-5
+        assert not optimizer.state[p]["v"].any()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_blocks_are_matrices_of_their_own(dtype):
+    heights, factors = (24, 8, 9), (0.5, 1.0, 2.0)
+    (whole,) = matrices([(41, 16)]).values()
+    parts = {f"part{i}": torch.nn.Parameter(w.clone()) for i, w in enumerate(whole.detach().split(heights))}
+    config = NorMuonConfig(orthogonalize_dtype=dtype, weight_decay=1e-2)
+    group = {**normuon_group({"whole": whole}, config, [factors]), "blocks": [heights]}
+    optimizers = NorMuonAdamW([group]), NorMuonAdamW([normuon_group(parts, config, list(factors))])
     for step in range(3):
-        fill_gradients(single, step)
-        fill_gradients(batch, step)
-        optimizers[0].step()
-        with monkeypatch.context() as patch:
-            patch.setattr(normuon, "_buckets", lambda group: [(1.0, group["params"])])
-            optimizers[1].step()
-    for a, b in zip(single.values(), batch.values(), strict=True):
-        assert relative(a.data, b.data) < 1e-5
+        fill_gradients({"whole": whole}, step)
+        for p, g in zip(parts.values(), whole.grad.split(heights), strict=True):
+            p.grad = g.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(whole, torch.cat(list(parts.values())))
+    for key in ("momentum", "v"):
+        together = torch.cat([optimizers[1].state[p][key] for p in parts.values()])
+        assert torch.equal(optimizers[0].state[whole][key], together)
+
+
+# ---- owners and buckets
+
+
+class Group:
+    """Stands for a process group: only its identity counts."""
+
+
+def sharded_blocks(shapes, world) -> list[Block]:
+    layouts = [Layout(shape, 0, Group, 0, world) for shape in shapes]
+    blocks = [
+        Block(str(i), torch.empty(0), layout, 0, layout.shape[0], 1.0, {}, torch.bfloat16)
+        for i, layout in enumerate(layouts)
+    ]
+    assign_owners(blocks)
+    return blocks
+
+
+shape_lists = st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=40)
+
+
+@given(shape_lists, st.integers(1, 16))
+def test_owners_keep_the_bound_of_longest_processing_time(shapes, world):
+    """The block that made a rank the busiest came when that rank had least, and blocks come in falling order."""
+    blocks = sharded_blocks(shapes, world)
+    loads, costs = owner_loads(blocks, world), sorted((b.cost for b in blocks), reverse=True)
+    assert sum(loads) == sum(costs)
+    assert max(loads) <= max(costs[0], sum(costs) / world + costs[min(world, len(costs) - 1)] * (1 - 1 / world))
+    if len(costs) <= world:
+        assert max(loads) == costs[0]
+
+
+@given(shape_lists, st.integers(1, 8), st.integers(1, 2**18))
+def test_buckets_hold_every_block_once_within_the_bound(shapes, world, bound):
+    blocks = sharded_blocks(shapes, world)
+    buckets = make_buckets(blocks, bound)
+    assert sorted(b.name for bucket in buckets for b in bucket.blocks) == sorted(b.name for b in blocks)
+    for bucket in buckets:
+        per_owner = [sum(b.owner == rank for b in bucket.blocks) for rank in range(world)]
+        size = sum(2 * math.prod(b.shape) for b in bucket.blocks)
+        assert size <= bound * world or max(per_owner) == 1
+    assert len(make_buckets(blocks, 2**30)) == 1
 
 
 def test_row_normalisation_keeps_the_norm_and_evens_rows():
     x = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
-    o, c, v = normuon.normalized_update(x, torch.zeros(40), beta2=0.0, eps=1e-7, dtype=torch.float32)
+    o, c, v = normalized_update(x, torch.zeros(40), beta2=0.0, eps=1e-7, dtype=torch.float32)
     d = c[:, None] * o
     assert float(d.norm()) == pytest.approx(float(o.norm()), rel=1e-5)
     assert d.norm(dim=1).std() < 1e-5 * d.norm(dim=1).mean()
@@ -343,3 +406,65 @@ def test_wrong_groups_are_errors():
         NorMuonAdamW([{**normuon_group(matrices(), config), "lr": 0.0}])
     with pytest.raises(ValueError, match="named matrix0"):
         NorMuonAdamW([normuon_group(matrices([(2, 2)]), config), normuon_group(matrices([(2, 2)]), config)])
+    with pytest.raises(ValueError, match="blocks of \\[2, 3\\] rows"):
+        NorMuonAdamW([{**normuon_group(matrices([(4, 4)]), config), "blocks": [(2, 3)]}])
+    with pytest.raises(ValueError, match="replicated_state='half'"):
+        NorMuonAdamW([normuon_group(matrices(), config)], replicated_state="half")
+    with pytest.raises(ValueError, match="give all groups at construction"):
+        toy_optimizer(matrices()).add_param_group(normuon_group({"more": torch.nn.Parameter(torch.ones(2, 2))}, config))
+
+
+# ---- state of other optimizers
+
+
+def test_a_run_of_torch_optimizers_goes_on_here():
+    """Momentum of torch.optim.Muon is a mean where ours is a sum; orthogonalised, the two give one update."""
+    params = toy_params()
+    two_d = {n: p for n, p in params.items() if p.ndim == 2}
+    muon = torch.optim.Muon(list(two_d.values()), lr=0.1, momentum=0.9)
+    adam = torch.optim.AdamW([("model.bias", params["bias"])], lr=0.1, betas=(0.8, 0.9))
+    summed = {n: torch.zeros_like(p) for n, p in two_d.items()}
+    for step in range(3):
+        fill_gradients(params, step)
+        muon.step()
+        adam.step()
+        for n, p in two_d.items():
+            summed[n].mul_(0.9).add_(p.grad)
+    optimizer = toy_optimizer(params, momentum=0.9)
+    optimizer.load_state_dict(migrate(muon.state_dict(), adam.state_dict(), names=[list(two_d), []]))
+    for n, p in two_d.items():
+        assert relative(optimizer.state[p]["momentum"], summed[n]) < 1e-5
+        assert not optimizer.state[p]["v"].any()
+    (theirs,) = adam.state_dict()["state"].values()
+    for key, tensor in optimizer.state[params["bias"]].items():
+        assert torch.equal(tensor, theirs[key])
+    assert [g["lr"] for g in optimizer.param_groups] == [NorMuonConfig.lr, AdamWConfig.lr]
+
+
+def test_a_state_of_dion_goes_on_here():
+    m, v, moments = torch.randn(6, 4), torch.rand(6, 1), torch.rand(2, 3)
+    theirs = {
+        "state": {0: {"momentum": m, "variance_neuron": v}, 1: {"momentum": moments[0], "variance": moments[1]}},
+        "param_groups": [{"params": [0], "step": 7, "mu": 0.95}, {"params": [1], "step": 7}],
+    }
+    assert set(migrate(theirs, names=[["w", "b"]])["state"]) == {"w", "b"}
+    state = migrate(theirs, names=[["module.w", "module.b"]])["state"]
+    assert torch.equal(state["w"]["momentum"], m)
+    assert torch.equal(state["w"]["v"], v[:, 0])
+    assert (state["b"]["step"], set(state["b"])) == (7, {"step", "exp_avg", "exp_avg_sq"})
+    plain = {"state": {0: {"momentum": m}}, "param_groups": [{"params": [0], "step": 7, "mu": 0.95}]}
+    assert not migrate(plain, names=[["w"]])["state"]["w"]["v"].any()
+
+
+def test_a_state_nobody_knows_is_refused():
+    group = {"params": [0], "momentum": 0.9}
+    known, unknown = (
+        {"momentum_buffer": torch.ones(2, 2)},
+        {"momentum_buffer": torch.ones(2, 2), "trace": torch.ones(2)},
+    )
+    with pytest.raises(ValueError, match=r"w: the keys \['momentum_buffer', 'trace'\]"):
+        migrate({"state": {0: unknown}, "param_groups": [group]}, names=[["w"]])
+    with pytest.raises(ValueError, match="parameter 0 has no name"):
+        migrate({"state": {0: known}, "param_groups": [group]})
+    with pytest.raises(ValueError, match="w is in several"):
+        migrate(*[{"state": {0: known}, "param_groups": [group]}] * 2, names=[["w"], ["model.w"]])

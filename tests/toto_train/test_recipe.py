@@ -10,10 +10,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toto_train.config import OptimizerConfig, ScheduleConfig
-from toto_train.optim.recipe import build_optimizer, canonical, route, routing_table, set_lr, wsd
+from toto_train.config import Config, ModelConfig, NorMuonConfig, OptimizerConfig, ScheduleConfig
+from toto_train.model.fused import queries_keys_values
+from toto_train.model.toto import Toto
+from toto_train.model.umup import residual
+from toto_train.optim.recipe import (
+    build_optimizer,
+    canonical,
+    route,
+    routing_table,
+    set_lr,
+    set_momentum,
+    warm_momentum,
+    wsd,
+)
+from toto_train.plan import plan
 
 DEPTH = 4
+
+
+def normuon(**settings) -> OptimizerConfig:
+    return OptimizerConfig(normuon=NorMuonConfig(**settings))
 
 
 # ---- routing
@@ -35,7 +52,7 @@ def nano_shapes(prefix="") -> dict[str, tuple[int, ...]]:
 
 
 def test_routes_and_multipliers_of_nano():
-    routes = {r.name: r for r in route(nano_shapes(), DEPTH, "spectral")}
+    routes = {r.name: r for r in route(nano_shapes(), DEPTH, OptimizerConfig())}
     assert set(routes) == set(nano_shapes())
     normuon_names = {n for n, r in routes.items() if r.kind == "normuon"}
     assert normuon_names == {n for n, s in nano_shapes().items() if n.startswith("layers") and len(s) == 2}
@@ -54,13 +71,17 @@ def test_routes_and_multipliers_of_nano():
     }
     assert {n: routes[n].multiplier for n in expected} == pytest.approx(expected)
     for rule, want in (("unit_scaled", 8.0), ("original", 1.0), ("match_rms_adamw", 0.2 * math.sqrt(176))):
-        down = next(r for r in route(nano_shapes(), DEPTH, rule) if r.name == "layers.0.mlp.down.weight")
+        down = next(
+            r for r in route(nano_shapes(), DEPTH, normuon(lr_rule=rule)) if r.name == "layers.0.mlp.down.weight"
+        )
         assert down.multiplier == pytest.approx(want / 2)
 
 
 def test_wrappers_leave_no_trace_in_names():
     assert canonical("model._orig_mod.layers.0._checkpoint_wrapped_module.mlp.up.weight") == "layers.0.mlp.up.weight"
-    assert route(nano_shapes("module.model."), DEPTH, "spectral") == route(nano_shapes(), DEPTH, "spectral")
+    assert route(nano_shapes("module.model."), DEPTH, OptimizerConfig()) == route(
+        nano_shapes(), DEPTH, OptimizerConfig()
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,18 +96,71 @@ def test_wrappers_leave_no_trace_in_names():
 )
 def test_routing_errors(change, message):
     with pytest.raises(ValueError, match=message):
-        route(nano_shapes() | change, DEPTH, "spectral")
+        route(nano_shapes() | change, DEPTH, OptimizerConfig())
 
 
 def test_no_matrix_for_normuon_is_an_error():
     with pytest.raises(ValueError, match="no parameter would get NorMuon"):
-        route({"head.skip.weight": (288, 64)}, 0, "spectral")
+        route({"head.skip.weight": (288, 64)}, 0, OptimizerConfig())
+    with pytest.raises(ValueError, match="split='qkv'"):
+        route(nano_shapes(), DEPTH, normuon(split="qkv"))
     with pytest.raises(ValueError, match="lr_rule='muon'"):
-        route(nano_shapes(), DEPTH, "muon")
+        route(nano_shapes(), DEPTH, normuon(lr_rule="muon"))
+
+
+@pytest.mark.parametrize(
+    ("split", "in_proj", "up"), [("none", (), ()), ("fused", (64,) * 3, (176,) * 2), ("heads", (32,) * 6, (176,) * 2)]
+)
+def test_fused_weights_split_where_asked(split, in_proj, up):
+    """Two heads of 32; a block has the shape factor of a matrix of its size."""
+    routes = {r.name: r for r in route(nano_shapes(), DEPTH, normuon(split=split))}
+    found = {n.removeprefix("layers.2."): r for n, r in routes.items() if n.startswith("layers.2.")}
+    assert found["attn.in_proj.weight"].blocks == in_proj
+    assert found["mlp.up.weight"].blocks == up
+    assert not found["attn.out_proj.weight"].blocks
+    assert not found["mlp.down.weight"].blocks
+    rows = {"none": 192, "fused": 64, "heads": 32}[split]
+    assert found["attn.in_proj.weight"].multiplier == pytest.approx(math.sqrt(rows / 64) / 2)
+    assert found["mlp.down.weight"].multiplier == pytest.approx(math.sqrt(64 / 176) / 2)
+
+
+def test_blocks_are_what_the_model_makes_of_a_fused_weight():
+    """Blocks of in_proj hold q, k and v of a head each; blocks of up hold the two factors of the gate."""
+    config = ModelConfig(d_model=32, d_ff=48, num_layers=1, num_variate_layers_per_group=0)
+    model = Toto.create(config, 0)
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+    blocks = {r.name: r.blocks for r in route(shapes, 1, normuon(split="heads"))}
+    x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    in_proj, mlp, plain = model.layers[0].attn.in_proj, model.layers[0].mlp, residual(1.0)
+    heights = blocks["layers.0.attn.in_proj.weight"]
+    numbered = torch.cat([torch.full((height, 32), float(i)) for i, height in enumerate(heights)])
+    q, k, v, _ = queries_keys_values(
+        x, numbered, None, torch.zeros(16), None, 2, 1e-4, in_proj.factors(4), plain
+    )  # fmt: skip
+    found = torch.cat([q[0], k[0], v[0]])  # [block, position, head_dim]
+    torch.testing.assert_close(found, found[1] * torch.arange(6.0)[:, None, None])
+    for half in mlp.up.weight.data.split(blocks["layers.0.mlp.up.weight"]):
+        kept = half.clone()
+        half.zero_()
+        torch.testing.assert_close(mlp(x, plain, 4), x * plain.skip)  # either one silent: nothing passes
+        half.copy_(kept)
+    assert not torch.allclose(mlp(x, plain, 4), x * plain.skip)
+
+
+def test_the_stack_goes_to_adamw_only_where_asked():
+    routes = {r.name: r for r in route(nano_shapes(), DEPTH, OptimizerConfig(stack="adamw"))}
+    assert {r.kind for r in routes.values()} == {"adamw"}
+    assert routes["layers.1.mlp.down.weight"].multiplier == pytest.approx(176**-0.5 * DEPTH**-0.5)
+    named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes().items()]
+    optimizer = build_optimizer(named, OptimizerConfig(stack="adamw"), DEPTH)
+    assert [g["kind"] for g in optimizer.param_groups] == ["adamw"]
+    states = [plan(Config(optimizer=OptimizerConfig(stack=kind))).state_bytes // 4 for kind in ("normuon", "adamw")]
+    stack = [s for n, s in nano_shapes().items() if n.startswith("layers") and len(s) == 2]
+    assert states[1] - states[0] == sum(m * n - m for m, n in stack)  # a second moment each, instead of one a row
 
 
 def test_table_joins_equal_layers():
-    lines = routing_table(route(nano_shapes(), DEPTH, "spectral")).splitlines()
+    lines = routing_table(route(nano_shapes(), DEPTH, OptimizerConfig())).splitlines()
     up = next(line for line in lines if line.startswith("layers.*.mlp.up.weight"))
     assert up.split()[1:5] == ["4", "352x64", "normuon", "1.173"]
     assert lines[-1].startswith("normuon: 16 tensors")
@@ -107,7 +181,7 @@ def test_build_optimizer_from_names(caplog):
     assert "layers.*.attn.in_proj.weight" in caplog.text
 
 
-# ---- schedule
+# ---- schedules
 
 schedules = st.tuples(st.integers(0, 50), st.integers(0, 100), st.integers(0, 50)).map(
     lambda t: ScheduleConfig(warmup_steps=t[0], decay_steps=t[2], max_steps=max(1, sum(t)))
@@ -124,6 +198,17 @@ def test_wsd_rises_stays_and_falls(config):
     assert factors[end:] == pytest.approx([1 - i / config.decay_steps for i in range(config.max_steps - end)])
     if config.decay_steps:
         assert wsd(config.max_steps, config) == wsd(config.max_steps + 7, config) == 0
+
+
+def test_momentum_warms_up_in_a_line():
+    config = NorMuonConfig(momentum=0.95, momentum_start=0.85, momentum_warmup_steps=4)
+    found = [warm_momentum(step, config) for step in range(7)]
+    assert found == pytest.approx([0.85, 0.875, 0.9, 0.925, 0.95, 0.95, 0.95])
+    assert warm_momentum(0, NorMuonConfig()) == NorMuonConfig.momentum == 0.96
+    named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes().items()]
+    optimizer = build_optimizer(named, OptimizerConfig(), DEPTH)
+    set_momentum(optimizer, 0.5)
+    assert [g.get("momentum") for g in optimizer.param_groups] == [0.5, None]
 
 
 def test_lambda_lr_and_set_lr_agree():

@@ -109,7 +109,7 @@ class Meters(pl.Callback):
             "points": position.points,
             "seconds": round(self.file.seconds_before + now - self.begin, 2),
             "train/loss": loss,
-            "train/lr_normuon": lr["normuon"],
+            "train/lr_normuon": lr.get("normuon", 0.0),
             "train/lr_adamw": lr["adamw"],
             "train/grad_norm": norm,
             "train/skipped_steps": int(skipped),

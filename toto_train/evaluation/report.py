@@ -96,8 +96,8 @@ def _training(metrics: dict[str, np.ndarray]) -> str:
     x, unit_name = filled(metrics[unit]), "points seen" if unit == "points" else "step"
     cards = []
     if np.isfinite(metrics.get("train/loss", np.array([]))).any():
-        rate = metrics.get("train/lr_normuon")
-        rate = rate if rate is not None and np.isfinite(rate).any() else None
+        rates = [metrics.get(f"train/lr_{kind}") for kind in ("normuon", "adamw")]
+        rate = next((rate for rate in rates if rate is not None and np.nansum(rate) > 0), None)
         plot = plots.training_curve(x, metrics["train/loss"], rate, unit_name, "loss")
         cards.append(f'<figure class="card"><figcaption>Training</figcaption>{plot}</figure>')
     curves = {}

@@ -9,8 +9,8 @@ second moment per row, and the whole is put back to the Frobenius norm it had. W
     N_i = O_i / (sqrt(v_i) + eps);  D = N ||O|| / ||N||
     W <- W - wd (lr_t / lr_peak) [D * W >= 0] W - lr_t multiplier D
 
-A step has three stages so that sharding changes none of them: the momentum and the last line are elementwise and run
-on whatever part of a matrix is here; `normalized_update` alone needs the whole matrix.
+Momentum and the last line are elementwise and run on whatever part of a matrix is here; the middle two need the whole
+matrix and run at its owner (`exchange.py`), so that sharding changes no bit of the result.
 """
 
 from __future__ import annotations
@@ -19,32 +19,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.optim.adamw import adamw
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import zeros as distributed_zeros
 
-from toto_train.optim.orthogonalize import orthogonalize, resolve_dtype
+from toto_train.optim.adamw import adamw_step, new_state
+from toto_train.optim.exchange import Bucket, assign_owners, make_buckets
+from toto_train.optim.layout import Block, Layout, local
+from toto_train.optim.orthogonalize import resolve_dtype
 
 KINDS = ("normuon", "adamw")
-BATCH_ELEMENTS = 2**24
-"""Most elements of one batch of equally shaped matrices on an accelerator; larger matrices fill it alone."""
-
-
-def normalized_update(
-    update: Tensor, v: Tensor, beta2: float, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole matrices U [..., m, n] and v [..., m] -> O [..., m, n] in `dtype`, row scale c [..., m], new v [..., m].
-
-    The normalised update is D = diag(c) O. As ||O||^2 = n sum r_i and ||N||^2 = n sum r_i / (sqrt(v_i) + eps)^2, both
-    norms come from r, and no second matrix is made.
-    """
-    o = orthogonalize(update, dtype)
-    r = torch.linalg.vector_norm(o, dim=-1, dtype=torch.float32).square() / o.shape[-1]
-    v = torch.lerp(r, v, beta2)
-    inverse = 1 / (v.sqrt() + eps)
-    energy = (r * inverse.square()).sum(-1, keepdim=True)
-    # A matrix that never had a gradient has r = 0: the floor makes its scale 0 instead of 0/0.
-    scale = inverse * (r.sum(-1, keepdim=True) / energy.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
-    return o, scale, v
+REPLICATED_STATES = ("replicated", "owner")
+BUCKET_BYTES = 64 * 2**20
 
 
 def _momentum_update(
@@ -65,63 +52,68 @@ def _momentum_update(
     return clean
 
 
-def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor, scratch: Tensor) -> None:
+def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> None:
     """W <- W - finite (decay [D * W >= 0] W + lr D), with W, O [m, n] and lr c as row_lr [m].
 
     Decay and update are summed before they meet the weight: a decay of 2e-8 alone is below half an ulp of fp32.
-    O and `scratch` (fp32, [m, n]) may be overwritten: fresh memory costs a CPU more than the arithmetic.
     """
     delta = o.to(torch.float32).mul_(row_lr[:, None])
     if decay and cautious:
-        agree = torch.mul(delta, p, out=scratch).ge_(0)
-        delta.addcmul_(agree, p, value=decay)
+        delta.addcmul_(torch.mul(delta, p).ge_(0), p, value=decay)
     elif decay:
         delta.add_(p, alpha=decay)
     p.addcmul_(delta, finite, value=-1)
 
 
-def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
-
-
-def _buckets(group: dict[str, Any]) -> list[tuple[float, list[Tensor]]]:
-    """(multiplier, parameters) that one call updates: equal multipliers and, for matrices, equal shapes."""
-    members: dict[Any, list[Tensor]] = {}
-    for p, multiplier in zip(group["params"], group["multipliers"], strict=True):
-        if p.grad is not None:
-            members.setdefault((multiplier, p.shape if group["kind"] == "normuon" else None), []).append(p)
-    buckets: list[tuple[float, list[Tensor]]] = []
-    for (multiplier, shape), params in members.items():
-        if shape is None:
-            size = len(params)
-        elif params[0].device.type == "cpu":  # batches are slower there
-            size = 1
-        else:
-            size = max(1, BATCH_ELEMENTS // shape.numel())
-        buckets += [(multiplier, params[i : i + size]) for i in range(0, len(params), size)]
-    return buckets
-
-
 class NorMuonAdamW(torch.optim.Optimizer):
-    """One optimizer holding both parts; `recipe.build_optimizer` makes its groups.
+    """One optimizer holding both parts, for plain tensors and DTensors; `recipe.build_optimizer` makes its groups.
 
-    A group is a dict with `params` as (name, parameter) pairs, `kind` normuon | adamw, `lr` the peak learning rate,
-    `multipliers` (one float per parameter, on the learning rate; 1 where left out) and the settings of its kind:
-    momentum, nesterov, beta2, eps, weight_decay, cautious, orthogonalize_dtype; or beta1, beta2, eps, weight_decay.
+    A group is a dict with `params` as (name, parameter) pairs, `kind` normuon | adamw, `lr` the peak learning rate and
+    `multipliers` (one float per parameter, on the learning rate; 1 where left out). NorMuon's groups have momentum,
+    nesterov, beta2, eps, weight_decay, cautious, orthogonalize_dtype, optionally normalize (False is Muon) and
+    `blocks`, one tuple per parameter: heights of the blocks of rows that are matrices of their own, () for the whole
+    (its multiplier may then be a tuple, too). AdamW's have beta1, beta2, eps, weight_decay.
+
+    replicas: the process group whose ranks hold copies of the plain tensors and see equal gradients, as under DDP;
+    their matrices are then shared out and the results gathered. None: every rank does them all. Sharded DTensors and
+    replicated ones find their groups by themselves. replicated_state: whether copies have their momentum on every
+    rank, or on the `owner` alone (a share of the memory; distributed checkpoints hold all of it either way).
+    bucket_bytes: most bytes of updates per rank in one exchange.
 
     As schedulers of torch do, `group["lr"]` is the present rate and `group["initial_lr"]` the peak. Both stay floats.
-    State is made here, not at the first step, and saved under the names of the parameters.
+    State is made here, not at the first step, and saved under the names of the parameters: momentum like the parameter,
+    v [m] cut by rows.
 
-    Where any gradient is not finite the whole step changes nothing and `skipped_steps` [] grows by one; both are
-    decided on the device, without waiting for it.
+    Where any gradient on any rank is not finite the whole step changes nothing and `skipped_steps` [] grows by one;
+    both are decided on the device, without waiting for it. All ranks must step together.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]]):
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        replicas: dist.ProcessGroup | None = None,
+        replicated_state: str = "replicated",
+        bucket_bytes: int = BUCKET_BYTES,
+    ):
+        if replicated_state not in REPLICATED_STATES:
+            raise ValueError(f"replicated_state={replicated_state!r} must be one of {', '.join(REPLICATED_STATES)}")
+        self.replicas, self.replicated_state, self.bucket_bytes = replicas, replicated_state, bucket_bytes
+        self.blocks: list[Block] = []
+        self._buckets: dict[frozenset[str], list[Bucket]] = {}
+        self._whole = False
         super().__init__(groups, defaults={})
-        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self.param_groups[0]["params"][0].device)
+        assign_owners(self.blocks)  # over all groups
+        for group in self.param_groups:
+            self._make_state(group)
+        self._whole = True
+        everyone = [p for group in self.param_groups for p in group["params"]]
+        self.distributed = any(isinstance(p, DTensor) for p in everyone) or replicas is not None
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=everyone[0].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Check a group and make the state of its parameters."""
+        """Check a group and find its blocks. All groups are given at construction: owners are chosen over all."""
+        if self._whole:
+            raise ValueError("give all groups at construction: the owners of matrices are chosen over all of them")
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         params, names = group["params"], group.get("param_names", [])
@@ -131,22 +123,52 @@ class NorMuonAdamW(torch.optim.Optimizer):
         if len(names) != len(params) or len(multipliers) != len(params):
             raise ValueError(f"{group['kind']} group: each parameter needs a name and a multiplier")
         all_names = [name for g in self.param_groups for name in g["param_names"]]
-        if repeated := {name for name in names if all_names.count(name) > 1}:
+        if repeated := {name for name in all_names if all_names.count(name) > 1}:
             raise ValueError(f"several parameters are named {', '.join(sorted(repeated))}")
         if not group.setdefault("initial_lr", group["lr"]) > 0:
             raise ValueError(f"{group['kind']} group: lr={group['initial_lr']} is the peak and must be positive")
-        for name, p in zip(names, params, strict=True):
+        if group["kind"] == "normuon":
+            group.setdefault("normalize", True)
+            heights = group.setdefault("blocks", [()] * len(params))
+            for name, p, multiplier, own in zip(names, params, multipliers, heights, strict=True):
+                self.blocks += self._cut(name, p, multiplier, own, group)
+
+    def _cut(
+        self,
+        name: str,
+        p: Tensor,
+        multiplier: float | tuple[float, ...],
+        heights: tuple[int, ...],
+        group: dict[str, Any],
+    ) -> Iterable[Block]:
+        """The blocks of one parameter."""
+        if p.ndim != 2:
+            raise ValueError(f"{name} {list(p.shape)}: NorMuon takes matrices; give it to AdamW")
+        layout = Layout.of(name, p, self.replicas)
+        dtype = resolve_dtype(group["orthogonalize_dtype"], p.device)
+        heights = tuple(heights) or (p.shape[0],)
+        factors = multiplier if isinstance(multiplier, tuple) else (multiplier,) * len(heights)
+        if sum(heights) != p.shape[0] or min(heights) < 1 or len(factors) != len(heights):
+            raise ValueError(
+                f"{name} {list(p.shape)}: blocks of {list(heights)} rows, multipliers {list(factors)} do not fit"
+            )
+        start = 0
+        for height, factor in zip(heights, factors, strict=True):
+            yield Block(name, p, layout, start, start + height, factor, group, dtype)
+            start += height
+
+    def _make_state(self, group: dict[str, Any]) -> None:
+        for name, p in zip(group["param_names"], group["params"], strict=True):
             if group["kind"] == "normuon":
-                if p.ndim != 2:
-                    raise ValueError(f"{name} {list(p.shape)}: NorMuon takes matrices; give it to AdamW")
-                v = torch.zeros(p.shape[0], dtype=torch.float32, device=p.device)
-                self.state[p] = {"momentum": torch.zeros_like(p, dtype=torch.float32), "v": v}
+                if self._keeps(name):
+                    self.state[p] = {"momentum": torch.zeros_like(p, dtype=torch.float32), "v": _zero_rows(p)}
             else:
-                self.state[p] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                    "exp_avg": torch.zeros_like(p),
-                    "exp_avg_sq": torch.zeros_like(p),
-                }
+                self.state[p] = new_state(p)
+
+    def _keeps(self, name: str) -> bool:
+        """Whether this rank has the state of a matrix."""
+        own = [b for b in self.blocks if b.name == name]
+        return own[0].layout.dim is not None or self.replicated_state == "replicated" or any(b.owned for b in own)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -154,81 +176,90 @@ class NorMuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = _gradients([p for group in self.param_groups for p in group["params"]])
+        gradients = [local(g) for group in self.param_groups for g in _gradients(group["params"])]
         if not gradients:
             return loss
         finite = self._all_finite(gradients)
         self.skipped_steps += 1 - finite.to(torch.int64)
+        self._normuon_step(finite)
         for group in self.param_groups:
-            for multiplier, params in _buckets(group):
-                if group["kind"] == "normuon":
-                    self._normuon_step(group, multiplier, params, finite)
-                else:
-                    self._adamw_step(group, multiplier, params, finite)
+            if group["kind"] == "adamw":
+                adamw_step(group, self.state, finite)
         return loss
 
     def _all_finite(self, gradients: list[Tensor]) -> Tensor:
-        """[] fp32: 1 if every gradient (and its norm) is finite, else 0."""
+        """[] fp32: 1 if every gradient (and its norm) is finite on every rank, else 0."""
         norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
-        return norms.isfinite().all().to(torch.float32)
+        finite = norms.isfinite().all().to(torch.float32)
+        if self.distributed:
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return finite
 
-    def _normuon_step(self, group: dict[str, Any], multiplier: float, params: list[Tensor], finite: Tensor) -> None:
-        """Update equally shaped matrices: momentum, whole-matrix part, weights."""
-        momenta = [self.state[p]["momentum"] for p in params]
-        vs = [self.state[p]["v"] for p in params]
-        dtype = resolve_dtype(group["orthogonalize_dtype"], params[0].device)
-        updates = _momentum_update(momenta, _gradients(params), group["momentum"], group["nesterov"], finite)
-        if len(params) == 1:  # plain 2-D products, which on a CPU are the fastest
-            o, c, new_v = (t[None] for t in normalized_update(updates[0], vs[0], group["beta2"], group["eps"], dtype))
-        else:
-            stacked = torch.stack([u.to(dtype) for u in updates])
-            o, c, new_v = normalized_update(stacked, torch.stack(vs), group["beta2"], group["eps"], dtype)
-        decay = group["weight_decay"] * group["lr"] / group["initial_lr"]
-        lr = group["lr"] * multiplier
-        for i, (p, v) in enumerate(zip(params, vs, strict=True)):
-            v.lerp_(new_v[i], finite)
-            _apply(p, o[i], c[i] * lr, decay, group["cautious"], finite, scratch=updates[i])
+    def _normuon_step(self, finite: Tensor) -> None:
+        """All buckets, each a stage behind the one before it: what one sends travels while another is worked on."""
+        active = frozenset(b.name for b in self.blocks if b.p.grad is not None)
+        if not active:
+            return
+        if active not in self._buckets:
+            self._buckets[active] = make_buckets([b for b in self.blocks if b.name in active], self.bucket_bytes)
+        buckets = self._buckets[active]
+        for k in range(len(buckets) + 2):
+            if k < len(buckets):
+                self._start(buckets[k], finite)
+            if 0 <= k - 1 < len(buckets):
+                buckets[k - 1].work()
+            if k >= 2:
+                self._finish(buckets[k - 2], finite)
 
-    def _adamw_step(self, group: dict[str, Any], multiplier: float, params: list[Tensor], finite: Tensor) -> None:
-        """torch's fused AdamW, whose kernel leaves everything as it was when told that a gradient is not finite."""
-        state = [self.state[p] for p in params]
-        adamw(
-            params,
-            _gradients(params),
-            [s["exp_avg"] for s in state],
-            [s["exp_avg_sq"] for s in state],
-            [],
-            [s["step"] for s in state],
-            fused=True,
-            found_inf=1 - finite,
-            amsgrad=False,
-            beta1=group["beta1"],
-            beta2=group["beta2"],
-            lr=group["lr"] * multiplier,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+    def _start(self, bucket: Bucket, finite: Tensor) -> None:
+        """Advance the momenta that are here and send the updates off."""
+        held: dict[Block, tuple[Tensor, Tensor]] = {}
+        alike: dict[tuple[float, bool], list[Block]] = {}
+        for b in bucket.blocks:
+            if self.state[b.p]:
+                alike.setdefault((b.settings["momentum"], b.settings["nesterov"]), []).append(b)
+        for (momentum, nesterov), blocks in alike.items():
+            momenta = [b.part(self.state[b.p]["momentum"]) for b in blocks]
+            gradients = [b.part(g) for b, g in zip(blocks, _gradients(b.p for b in blocks), strict=True)]
+            updates = _momentum_update(momenta, gradients, momentum, nesterov, finite)
+            held |= {b: (b.v_part(self.state[b.p]["v"]), u) for b, u in zip(blocks, updates, strict=True)}
+        bucket.start(held)
+
+    def _finish(self, bucket: Bucket, finite: Tensor) -> None:
+        """Update second moments and weights, as far as they are here."""
+        for block, o, scale, new_v in bucket.finish():
+            s = block.settings
+            if state := self.state[block.p]:
+                block.v_part(state["v"]).lerp_(new_v, finite)
+            decay = s["weight_decay"] * s["lr"] / s["initial_lr"]
+            _apply(block.part(block.p), o, scale * (s["lr"] * block.multiplier), decay, s["cautious"], finite)
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, settings of the groups, and the count of skipped steps; tensors are not copied."""
-        state = {name: dict(self.state[p]) for name, p in self._named()}
+        state = {name: dict(self.state[p]) for name, p in self._named() if self.state[p]}
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {"state": state, "param_groups": groups, "skipped_steps": self.skipped_steps}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a saved state into this optimizer by name; the saved group settings (lr among them) come with it."""
-        saved, groups = state_dict["state"], state_dict["param_groups"]
+        """Copy a saved state into this optimizer by name.
+
+        The saved settings of the groups (lr among them) and the count of skipped steps come with it, where they are
+        there. Tensors may be whole, or DTensors placed as they are here.
+        """
+        saved, groups = state_dict["state"], state_dict.get("param_groups")
         problems = [f"{name} is not in this optimizer" for name in sorted(set(saved) - set(dict(self._named())))]
         for name, p in self._named():
-            if name not in saved:
+            if name not in saved and self.state[p]:
                 problems.append(f"{name} is missing")
+            if name not in saved or not self.state[p]:
                 continue
             want = {k: tuple(t.shape) for k, t in self.state[p].items()}
             have = {k: tuple(t.shape) for k, t in saved[name].items()}
             if want != have:
                 problems.append(f"{name} holds {have} where this optimizer holds {want}")
+        if groups is None:
+            groups = self.param_groups
         grouping = [[set(g["param_names"]) for g in gs] for gs in (groups, self.param_groups)]
         if not problems and grouping[0] != grouping[1]:
             problems.append("parameters are grouped otherwise")
@@ -236,12 +267,34 @@ class NorMuonAdamW(torch.optim.Optimizer):
             raise ValueError("optimizer state does not fit:\n" + "\n".join(f"  {p}" for p in problems))
         for name, p in self._named():
             for key, tensor in self.state[p].items():
-                tensor.copy_(saved[name][key])
+                _load(tensor, saved[name][key])
         for group, saved_group in zip(self.param_groups, groups, strict=True):
             by_name = dict(zip(saved_group["param_names"], saved_group["multipliers"], strict=True))
             settings = {k: v for k, v in saved_group.items() if k not in ("param_names", "multipliers")}
             group.update(settings, multipliers=[by_name[name] for name in group["param_names"]])
-        self.skipped_steps.copy_(state_dict["skipped_steps"])
+        if "skipped_steps" in state_dict:
+            self.skipped_steps.copy_(state_dict["skipped_steps"])
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [pair for g in self.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]
+
+
+def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
+
+
+def _zero_rows(p: Tensor) -> Tensor:
+    """v [m]: over the ranks that shard p, in either direction, cut by rows; else as p is."""
+    if not isinstance(p, DTensor):
+        return torch.zeros(p.shape[0], dtype=torch.float32, device=p.device)
+    placements = [Replicate() if isinstance(x, Replicate) else Shard(0) for x in p.placements]
+    return distributed_zeros(p.shape[0], dtype=torch.float32, device_mesh=p.device_mesh, placements=placements)
+
+
+def _load(tensor: Tensor, saved: Tensor) -> None:
+    """Copy in place; what is whole on one side and distributed on the other finds its place."""
+    if isinstance(tensor, DTensor) and not isinstance(saved, DTensor):
+        saved = distribute_tensor(saved.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+    elif isinstance(saved, DTensor) and not isinstance(tensor, DTensor):
+        saved = saved.full_tensor()
+    tensor.copy_(saved)

@@ -1,4 +1,4 @@
-"""The nearest (semi-)orthogonal matrix by Polar Express.
+"""What a NorMuon step needs whole matrices for: the nearest (semi-)orthogonal one by Polar Express, its rows evened.
 
 Polar Express (arXiv 2505.16932) applies a fixed sequence of odd quintics p(x) = a x + b x^3 + c x^5 to the singular
 values. Five of them bring whatever is above 1e-3 of the Frobenius norm to between 0.85 and 1.15, at the cost of
@@ -26,25 +26,44 @@ NORM_EPS = 1e-6
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """[m, n] or [batch, m, n] -> same shape in `dtype`, singular values near 1, singular vectors kept.
+    """[m, n] -> [m, n] in `dtype`, singular values near 1, singular vectors kept.
 
     The Gram matrix is formed on the smaller side. A zero matrix gives zeros. Against float64 the relative error is
     about 3e-6 with `dtype` fp32 (true fp32: no TF32) and 1e-2 to 7e-2 with bf16.
 
-    A bf16 product of one matrix and of a batch may run different kernels, and batches of different size may too, so
-    results are bitwise equal only between calls of equal shape. Pass [m, n] wherever bits are to be compared.
+    One at a time, on every device: a bf16 product in a batch may run another kernel than one alone, and which matrices
+    could share a batch would depend on the number of ranks.
     """
-    product_sum = torch.addmm if matrix.ndim == 2 else torch.baddbmm
     x = matrix.to(dtype)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(x, dtype=torch.float32)
     x = (x / (NORM_MARGIN * norm + NORM_EPS)).to(dtype)
-    tall = x.shape[-2] > x.shape[-1]
+    tall = x.shape[0] > x.shape[1]
     for a, b, c in COEFFICIENTS:
         gram = x.mT @ x if tall else x @ x.mT
-        polynomial = product_sum(gram, gram, gram, beta=b, alpha=c)
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         left, right = (x, polynomial) if tall else (polynomial, x)
-        x = product_sum(x, left, right, beta=a)
+        x = torch.addmm(x, left, right, beta=a)
     return x
+
+
+def normalized_update(
+    update: Tensor, v: Tensor, beta2: float, eps: float, dtype: torch.dtype, normalize: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole matrix U [m, n] and v [m] -> O [m, n] in `dtype`, row scale c [m], new v [m]; v is left as it is.
+
+    The normalised update is D = diag(c) O. As ||O||^2 = n sum r_i and ||N||^2 = n sum r_i / (sqrt(v_i) + eps)^2, both
+    norms come from r, and no second matrix is made. normalize=False is Muon: c = 1, and v stays.
+    """
+    o = orthogonalize(update, dtype)
+    if not normalize:
+        return o, torch.ones_like(v), v
+    r = torch.linalg.vector_norm(o, dim=-1, dtype=torch.float32).square() / o.shape[-1]
+    v = torch.lerp(r, v, beta2)
+    inverse = 1 / (v.sqrt() + eps)
+    energy = (r * inverse.square()).sum()
+    # A matrix that never had a gradient has r = 0: the floor makes its scale 0 instead of 0/0.
+    scale = inverse * (r.sum() / energy.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
+    return o, scale, v
 
 
 def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:

@@ -11,11 +11,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from toto_train.config import OptimizerConfig, ScheduleConfig
+from toto_train.config import NorMuonConfig, OptimizerConfig, ScheduleConfig
 from toto_train.optim.normuon import NorMuonAdamW
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ LR_RULES: dict[str, Callable[[int, int], float]] = {
 }
 """NorMuon's learning rate factor of a weight [m, n] = [fan_out, fan_in]."""
 
+SPLITS = ("none", "fused", "heads")
+
 STACK = r"layers\.(\d+)\."
 RULES = (
     (STACK + r"(attn\.(in_proj|out_proj)|mlp\.(up|down))\.weight", "stack matrix"),
@@ -41,7 +45,7 @@ RULES = (
     (r"head\.(linear2|skip)\.weight", "readout matrix"),
     (r"(patch_embed|head)\.(linear1|linear2|skip)\.bias", "bias"),
 )
-"""Name pattern -> role. Only stack matrices go to NorMuon."""
+"""Name pattern -> role. Only stack matrices go to NorMuon, and all of them do unless the config says AdamW."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Route:
     multiplier: float
     """Its learning rate over that of its kind."""
     reason: str
+    blocks: tuple[int, ...] = ()
+    """Heights of the blocks of rows that NorMuon takes as matrices of their own; () is the whole."""
 
 
 def canonical(name: str) -> str:
@@ -62,39 +68,64 @@ def canonical(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def route(shapes: Mapping[str, Sequence[int]], depth: int, lr_rule: str) -> list[Route]:
+def route(shapes: Mapping[str, Sequence[int]], depth: int, config: OptimizerConfig) -> list[Route]:
     """Decide for every parameter (name -> shape); `depth` is the number of layers.
 
-    Raises where a name has no rule, where a matrix of the stack would not get NorMuon, where nothing would, and where
-    the layers are not 0 to depth - 1.
+    Raises where a name has no rule, where a matrix of the stack would not get what config.stack says, where nothing
+    would get NorMuon unasked, and where the layers are not 0 to depth - 1.
     """
+    lr_rule = config.normuon.lr_rule
     if lr_rule not in LR_RULES:
         raise ValueError(f"lr_rule={lr_rule!r} must be one of {', '.join(LR_RULES)}")
-    layers = {int(match[1]) for name in shapes if (match := re.match(STACK, canonical(name)))}
+    sizes = {canonical(name): tuple(shape) for name, shape in shapes.items()}
+    layers = {int(match[1]) for name in sizes if (match := re.match(STACK, name))}
     if layers != set(range(depth)):
         raise ValueError(f"depth={depth}, but the parameters given are those of layers {sorted(layers)}")
-    routes = [_route_one(canonical(name), tuple(shape), depth, lr_rule) for name, shape in shapes.items()]
-    if not any(r.kind == "normuon" for r in routes):
+    routes = [_route_one(name, sizes, depth, config) for name in sizes]
+    if not any(r.kind == "normuon" for r in routes) and config.stack == "normuon":
         raise ValueError(f"no parameter would get NorMuon: none of {len(routes)} is a matrix of the stack")
     return routes
 
 
-def _route_one(name: str, shape: tuple[int, ...], depth: int, lr_rule: str) -> Route:
+def _route_one(name: str, shapes: Mapping[str, tuple[int, ...]], depth: int, config: OptimizerConfig) -> Route:
+    shape = shapes[name]
     role = next((role for pattern, role in RULES if re.fullmatch(pattern, name)), None)
     in_stack = re.match(STACK, name) is not None
     if role is None:
         raise ValueError(f"{name} {list(shape)} has no rule; add its role to RULES in toto_train/optim/recipe.py")
     if (role == "stack matrix") != (in_stack and len(shape) == 2):
         raise ValueError(f"{name} {list(shape)}: all matrices of the stack and nothing else get NorMuon")
-    if role == "stack matrix":
-        factor, reason = LR_RULES[lr_rule](*shape), f"{role}, {lr_rule}"
-    elif role == "hidden matrix":
+    blocks: tuple[int, ...] = ()
+    kind = config.stack if role == "stack matrix" else "adamw"
+    if kind == "normuon":
+        blocks = _blocks(name, shapes, config.normuon.split)
+        height = blocks[0] if blocks else shape[0]
+        factor, reason = LR_RULES[config.normuon.lr_rule](height, shape[1]), f"{role}, {config.normuon.lr_rule}"
+        if blocks:
+            reason = f"{role} in {len(blocks)} blocks, {config.normuon.lr_rule}"
+    elif role in ("stack matrix", "hidden matrix"):
         factor, reason = shape[1] ** -0.5, f"{role}, fan_in^-1/2"
     else:
         factor, reason = 1.0, role
     if in_stack:
         factor, reason = factor * depth**-0.5, f"{reason}, depth^-1/2"
-    return Route(name, shape, "normuon" if role == "stack matrix" else "adamw", factor, reason)
+    return Route(name, shape, kind, factor, reason, blocks)
+
+
+def _blocks(name: str, shapes: Mapping[str, tuple[int, ...]], choice: str) -> tuple[int, ...]:
+    """Heights of a stack matrix's blocks: in_proj is [q | k | v], each [heads, head_dim]; up is [gate | up]."""
+    if choice not in SPLITS:
+        raise ValueError(f"split={choice!r} must be one of {', '.join(SPLITS)}")
+    parts = {"in_proj": 3, "up": 2}.get(name.split(".")[-2], 1)
+    if choice == "none" or parts == 1:
+        return ()
+    rows = shapes[name][0]
+    if choice == "heads" and parts == 3:
+        (head_dim,) = shapes[name.replace("in_proj.weight", "per_dim_scale")]
+        parts = rows // head_dim
+    if rows % parts:
+        raise ValueError(f"{name} {list(shapes[name])} does not divide into {parts} blocks")
+    return (rows // parts,) * parts
 
 
 def routing_table(routes: Iterable[Route]) -> str:
@@ -117,21 +148,44 @@ def routing_table(routes: Iterable[Route]) -> str:
     return "\n".join(lines)
 
 
-def build_optimizer(
-    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int
-) -> NorMuonAdamW:
-    """The recipe's optimizer over every parameter that requires a gradient; logs the routing table."""
+def describe_routing(named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int) -> str:
+    """The routing table of a model's trained parameters."""
     params = dict(named_parameters)
-    routes = route({name: p.shape for name, p in params.items()}, depth, config.normuon.lr_rule)
+    routes = route({name: p.shape for name, p in params.items()}, depth, config)
+    return routing_table(r for r, p in zip(routes, params.values(), strict=True) if p.requires_grad)
+
+
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, Tensor]],
+    config: OptimizerConfig,
+    depth: int,
+    replicas: ProcessGroup | None = None,
+) -> NorMuonAdamW:
+    """The recipe's optimizer over every parameter that requires a gradient; logs the routing table.
+
+    Parameters are those of the model as it will be trained: after fully_shard, or inside DDP, whose process group is
+    `replicas`.
+    """
+    params = dict(named_parameters)
+    routes = route({name: p.shape for name, p in params.items()}, depth, config)
     trained = [(r, p) for r, p in zip(routes, params.values(), strict=True) if p.requires_grad]
     logger.info("routing of parameters\n%s", routing_table(r for r, _ in trained))
     groups = []
     for kind, settings in (("normuon", asdict(config.normuon)), ("adamw", asdict(config.adamw))):
         chosen = [(r, p) for r, p in trained if r.kind == kind]
         if chosen:
-            named = [(r.name, p) for r, p in chosen]
-            groups.append({"params": named, "kind": kind, "multipliers": [r.multiplier for r, _ in chosen], **settings})
-    return NorMuonAdamW(groups)
+            per_parameter: dict[str, Any] = {"params": [(r.name, p) for r, p in chosen]}
+            per_parameter["multipliers"] = [r.multiplier for r, _ in chosen]
+            if kind == "normuon":
+                per_parameter["blocks"] = [r.blocks for r, _ in chosen]
+            settings = {k: v for k, v in settings.items() if k not in NOT_OF_GROUPS}
+            groups.append({"kind": kind, **settings, **per_parameter})
+    n = config.normuon
+    return NorMuonAdamW(groups, replicas, n.replicated_state, n.bucket_mib * 2**20)
+
+
+NOT_OF_GROUPS = ("split", "lr_rule", "momentum_start", "momentum_warmup_steps", "replicated_state", "bucket_mib")
+"""Settings of NorMuonConfig that are spent before the optimizer's groups are made, or belong to none of them."""
 
 
 def wsd(step: int, config: ScheduleConfig) -> float:
@@ -143,6 +197,19 @@ def wsd(step: int, config: ScheduleConfig) -> float:
     rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     fall = (config.max_steps - step) / config.decay_steps if config.decay_steps else 1.0
     return max(0.0, min(1.0, rise, fall))
+
+
+def warm_momentum(step: int, config: NorMuonConfig) -> float:
+    """NorMuon's momentum for the update made at 0-based `step`: a line from momentum_start to momentum."""
+    share = min(1.0, step / config.momentum_warmup_steps) if config.momentum_warmup_steps else 1.0
+    return config.momentum_start + share * (config.momentum - config.momentum_start) if share < 1 else config.momentum
+
+
+def set_momentum(optimizer: torch.optim.Optimizer, momentum: float) -> None:
+    """Set NorMuon's momentum in every group that has one."""
+    for group in optimizer.param_groups:
+        if "momentum" in group:
+            group["momentum"] = momentum
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
