@@ -203,7 +203,7 @@ def test_compiled_steps_have_no_graph_breaks_and_one_graph_per_mask_case():
 
 
 def page_faults(before: str) -> int:
-    """Of a process that makes and drops a tensor of 40 MiB twenty times, after `before` and a few to settle the heap."""
+    """Of a process that makes and drops a tensor of 40 MiB twenty times, after `before` and five to settle the heap."""
     code = (
         f"import resource, torch; from toto_train.module import keep_freed_memory; {before}\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
