@@ -125,8 +125,10 @@ def build(
 
 def _version(path: str) -> str:
     """What tells that a file or folder has changed; '' for none."""
+    if not path:  # which Path takes for the folder we are in
+        return ""
     files = sorted(Path(path).rglob("*")) if Path(path).is_dir() else [Path(path)]
-    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if path and f.is_file()]
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return hashlib.sha256(repr(facts).encode()).hexdigest() if facts else ""
 
 
