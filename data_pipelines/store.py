@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 import resource
@@ -16,8 +18,10 @@ import fsspec
 import numpy as np
 
 _DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-_OPEN = 8192 if _DESCRIPTORS < 0 else max(16, _DESCRIPTORS // 8)  # files a Store keeps open
+_OPEN = 8192 if _DESCRIPTORS < 0 else max(16, _DESCRIPTORS // 4)  # files all Stores keep open
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "http": "aiohttp"}
+_open: dict[tuple[int, str], int] = {}  # (Store, file) -> descriptor, the least recently used first
+_serial = itertools.count()
 MERGE_GAP = 32 * 2**10
 """Ranges of one remote file closer than this are fetched together: as many bytes as a request's latency is worth."""
 
@@ -69,18 +73,22 @@ class Store:
     def __init__(self, folder: str | Path):
         self.folder = str(folder)
         self.remote = is_url(folder)
-        self._files: dict[str, int] = {}
+        self._serial = next(_serial)
         self._fs: Any = None
         self._root = self.folder
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}, "_fs": None}
+        return self.__dict__ | {"_fs": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_serial": next(_serial)}
 
     def __del__(self) -> None:
         # a forked worker shares the offsets of what its parent opened, which pread does not use; closing is its own
-        for descriptor in getattr(self, "_files", {}).values():
-            os.close(descriptor)
+        serial = self.__dict__.get("_serial")
+        for key in [key for key in _open if key[0] == serial]:
+            os.close(_open.pop(key))
 
     def where(self, name: str) -> str:
         return join(self.folder, name)
@@ -173,16 +181,26 @@ class Store:
             got += more
 
     def _descriptor(self, name: str) -> int:
-        found = self._files.get(name)
+        key = self._serial, name
+        found = _open.pop(key, None)
         if found is None:
-            if len(self._files) >= _OPEN:
-                os.close(self._files.pop(next(iter(self._files))))
-            try:
-                found = os.open(os.path.join(self.folder, name), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise ValueError(f"{self.where(name)} is missing") from error
-            self._files[name] = found
+            if len(_open) >= _OPEN:
+                _close_oldest(len(_open) - _OPEN + 1)
+            found = self._open_file(name)
+        _open[key] = found
         return found
+
+    def _open_file(self, name: str) -> int:
+        path, flags = os.path.join(self.folder, name), os.O_RDONLY | os.O_CLOEXEC
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.where(name)} is missing") from error
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not _open:
+                raise
+            _close_oldest(-(-len(_open) // 2))  # others need them too
+            return os.open(path, flags)
 
     def _raise_short(self, name: str) -> None:
         raise ValueError(f"{self.where(name)} is shorter than its index says; copy the dataset again or rebuild it")
@@ -211,3 +229,13 @@ class Store:
                 if len(part) != view.nbytes:
                     self._raise_short(name)
                 view[:] = part
+
+
+def _close_oldest(count: int) -> None:
+    for key in list(itertools.islice(_open, count)):
+        os.close(_open.pop(key))
+
+
+def out_of_resources(error: Exception) -> bool:
+    """Whether an error is about this process or machine (descriptors, memory) and says nothing about the data."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -60,6 +60,12 @@ def plan(config: Config) -> Plan:
     )
 
 
+def loader_bytes(config: Config) -> int:
+    """Memory for the batches that the loader processes of one device keep ready: float32 values, two masks, ids."""
+    rows = config.data.workers * config.data.prefetch * config.micro_rows
+    return rows * config.data.variates * (6 * config.data.length + 8)
+
+
 def describe(config: Config) -> str:
     """The plan as text for a person."""
     p, d, m = plan(config), config.data, config.model
@@ -74,6 +80,7 @@ def describe(config: Config) -> str:
         ("FLOPs per step", f"{p.flops_per_step:.3e} (6 N patches {p.matmul_flops:.3e} + attention "
                            f"{p.attention_flops:.3e})"),
         ("weights, gradients, optimizer", f"{p.state_bytes / 2**20:,.0f} MiB in fp32, before activations"),
+        ("loader", f"{d.workers} processes a device, {loader_bytes(config) / 2**20:,.0f} MiB of batches kept ready"),
         ("run", f"{steps:,} steps: {steps * p.slots_per_step:.3e} points, {steps * p.flops_per_step:.3e} FLOPs"),
     ]  # fmt: skip
     width = max(len(name) for name, _ in lines)

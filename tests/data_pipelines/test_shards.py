@@ -78,7 +78,7 @@ def test_more_shards_than_may_stay_open(dataset, monkeypatch):
         np.testing.assert_array_equal(
             shards.values("plain", i), by_item("plain")[shards.meta("plain", i)["item_id"]].values
         )
-    assert len(shards.store._files) == 1
+    assert len(store._open) == 1
 
 
 def test_a_shard_holds_one_source_and_the_manifest_counts(dataset):

@@ -135,10 +135,11 @@ def test_what_somebody_keeps_is_never_written_over(folder):
     c = config(folder, workers=2)
     c.schedule = ScheduleConfig(max_steps=20)
     plain = stream(dataclasses.replace(c, data=dataclasses.replace(c.data, workers=0)))
-    kept, places = [], set()
+    kept, places, reads = [], set(), []
     for i, batch in enumerate(RowLoader(c, Rows(c))):
         assert_same([batch], [plain[i]])
         places.add(batch["target"].data_ptr())
+        reads.append(batch["reads"])  # as those who count them do; these are no views
         if i in (1, 11):
             kept.append((i, batch["target"][1, 2:].numpy()[:, 3:]))
         del batch
@@ -148,7 +149,8 @@ def test_what_somebody_keeps_is_never_written_over(folder):
     assert len(places) <= 2 * 2 + SPARE, "slots are used again"
 
 
-def test_a_worker_that_is_gone_is_an_error(folder):
+@pytest.mark.parametrize("wait", [0.0, 0.5], ids=["while it works", "when all is made"])
+def test_a_worker_that_is_gone_is_an_error(folder, wait):
     c = config(folder, workers=2)
     c.schedule = ScheduleConfig(max_steps=10_000)
     before = set(psutil.Process().children())
@@ -156,7 +158,9 @@ def test_a_worker_that_is_gone_is_an_error(folder):
     next(batches)
     workers = [p for p in psutil.Process().children() if p not in before]
     assert len(workers) == 2
+    time.sleep(wait)
     workers[1].kill()
+    time.sleep(wait)
     with pytest.raises(
         RuntimeError, match=rf"loader worker {workers[1].pid} was killed by SIGKILL; is there enough mem"
     ):
@@ -235,7 +239,6 @@ def test_rows_after_sigkill_are_those_of_an_undisturbed_run_on_2_then_1_then_4_p
     steps, per_step = 60, GLOBAL
 
     def start(first: int, world: int, workers: int, tag: str) -> list[tuple[subprocess.Popen, Path]]:
-        made = config(folder, workers=workers)
         made = config(folder, workers=workers)
         made.schedule, made.validate_every = ScheduleConfig(steps, 0, 0), 0
         made.validation.context = made.heldout.context = 64

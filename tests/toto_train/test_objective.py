@@ -71,13 +71,35 @@ def test_realised_rate_and_span_lengths_follow_the_draws():
 
 
 def test_spans_start_anywhere():
-    """Spans of one patch: each of the 20 places behind the first is hidden as often as the others."""
+    """Spans of one patch among 21: each of the 20 behind the first is hidden as often as the others."""
     rng, rows = np.random.default_rng(0), 4000
     masks = ~patch_mask(rng, np.ones((rows, 21), bool), np.arange(rows), 1, 0.4)
     hidden = masks.sum(axis=0)
     assert hidden[0] == 0
     # about 20 % of 4,000 are 800, with a standard deviation of some 25; 4.5 of those for 20 places
     assert np.abs(hidden[1:] - hidden[1:].mean()).max() < 115
+    # the rate is of all 21: 4.2 a row, and not 4.0; standard error 0.04
+    assert abs(hidden.sum() / rows - 4.2) < 0.12
+
+
+def test_spans_have_up_to_the_longest_length():
+    """Where two patches of 41 are hidden, they are one span in half of the rows (spans of 1 touch once in 20)."""
+    rng, rows = np.random.default_rng(0), 4000
+    masks = ~patch_mask(rng, np.ones((rows, 41), bool), np.arange(rows), 2, 2.4 / 41)
+    two = masks[masks.sum(axis=1) == 2]
+    assert len(two) > 1000
+    share = (two[:, 1:] & two[:, :-1]).any(axis=1).mean()
+    assert abs(share - (0.5 + 0.5 / 20)) < 0.06
+
+
+def test_nothing_is_hidden_behind_the_last_observed_patch():
+    rng, rows = np.random.default_rng(0), 1000
+    observed = np.zeros((rows, 40), bool)
+    observed[:, 3:14] = True
+    hidden = ~patch_mask(rng, observed, np.arange(rows), 4, 0.9)
+    assert not hidden[:, :4].any()
+    assert not hidden[:, 14:].any()
+    assert abs(hidden.sum() / rows - 0.45 * 11) < 0.4  # of the 11 from the first to the last; standard error 0.09
 
 
 def test_masks_are_a_function_of_the_generator():

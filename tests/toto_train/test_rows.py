@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -188,6 +192,62 @@ def test_a_bad_shard_is_quarantined_and_moves_no_other_row(tmp_path, damage, cap
             np.testing.assert_array_equal(batch["target"][n], whole["target"][n])
             np.testing.assert_array_equal(batch["cpm_mask"][n], whole["cpm_mask"][n])
     assert "quarantine: row" in caplog.text
+
+
+def test_what_can_be_read_of_a_row_is_kept(tmp_path):
+    """A row whose windows lie in several shards, one of which breaks while the run reads."""
+    rng = np.random.default_rng(0)
+    data = [Series(rng.standard_normal((1, 100)).astype(np.float32), 60.0, "s", str(i)) for i in range(24)]
+    write_shards(tmp_path / "set", data, {}, shard_bytes=2**13)
+    whole, rows = Rows(config(tmp_path / "set")), Rows(faulty(tmp_path / "set", on_fault="quarantine"))
+    good = whole.batch(range(9))
+    shards, source = rows.order.open("main/s")
+    names = [shards.shard_name(source, i) for i in range(24)]
+    assert len(set(names)) > 2
+    with open(tmp_path / "set" / names[12], "r+b") as file:
+        file.truncate(600)
+    with pytest.raises(ValueError, match="shorter than its index"):
+        whole.batch(range(9))
+    found = rows.batch(range(9))
+    assert 0 < found["lost"].sum() < found["lost"].size * VARIATES
+    for n in range(9):
+        for k, (series, _, _) in enumerate(rows.order.row(n).windows):
+            if names[series] == names[12]:
+                assert not found["target_mask"][n, k].any()
+            else:
+                np.testing.assert_array_equal(found["target"][n, k], good["target"][n, k])
+                assert found["target_mask"][n, k].any()
+
+
+DESCRIPTORS = """
+import json, resource, sys
+from toto_train.config_check import from_tree
+from toto_train.data.rows import Rows
+from data_pipelines import store
+
+assert store._OPEN > 100
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+rows = Rows(from_tree(json.loads(sys.argv[1])))
+print(rows.batch(range(200))["lost"].sum(), len(store._open))
+"""
+
+
+@pytest.mark.slow
+def test_rows_do_not_depend_on_how_many_files_may_be_open(tmp_path):
+    """More shards than descriptors, and fewer of those than were counted on at the start."""
+    made = config(tmp_path)
+    made.validate_every, made.validation.context, made.heldout.context = 0, LENGTH, LENGTH
+    made.data.on_fault, made.data.mixture = "quarantine", {}
+    for k in range(3):
+        data = [Series(np.ones((1, 100), np.float32), 60.0, f"s{i}", "x") for i in range(30)]
+        write_shards(tmp_path / str(k), data, {})
+        made.data.mixture[f"e{k}"] = MixtureEntry(str(tmp_path / str(k)))
+    arguments = [sys.executable, "-c", DESCRIPTORS, json.dumps(dataclasses.asdict(made))]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lost, opened = map(int, done.stdout.split())
+    assert lost == 0
+    assert opened > 5
 
 
 def assert_marked(rows: Rows) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 
 from toto_train.config import Config
 from toto_train.data.order import Order
-from toto_train.data.rows import Batch, Rows
+from toto_train.data.rows import Batch, Rows, compile_loops
 from toto_train.data.workers import batches
 from toto_train.model.decoder import MaskFlags
 
@@ -44,6 +44,8 @@ class RowLoader:
         self.rows, self.world, self.rank = rows, world, rank
         self.global_rows, self.micro_rows = config.global_rows, config.micro_rows
         self.workers, self.prefetch, self.start_method = config.data.workers, config.data.prefetch, start_method
+        self.pin = torch.cuda.is_available() and config.parallel.device != "cpu"
+        """Pinned memory is what lets the copy to the device run beside the step."""
         self.accumulation = config.global_rows // (world * config.micro_rows)
         self.numbers = range(start_step * self.accumulation, config.schedule.max_steps * self.accumulation)
         """Numbers of the micro batches that are still to come, counted from the start of the run."""
@@ -61,19 +63,19 @@ class RowLoader:
         """Tensors by the names of `Rows.empty`; `flags` and `points` stay plain, for use without a device sync, and
         `reads` holds source, seconds and lost as arrays."""
         if not self.workers:
-            return (_tensors(self.batch(number)) for number in self.numbers)
+            return (self._tensors(self.batch(number)) for number in self.numbers)
+        compile_loops()
         like = self.rows.empty(self.micro_rows)
         made = batches(self.batch, self.numbers, like, self.workers, self.prefetch, self.start_method)
-        return map(_tensors, made)
+        return map(self._tensors, made)
 
-
-def _tensors(batch: Batch) -> dict[str, Any]:
-    flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))
-    reads = {name: batch.pop(name).copy() for name in ("source", "seconds", "lost")}
-    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    if torch.cuda.is_available():  # what lets the copy to the device run beside the step
-        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-    return {**tensors, "flags": flags, "points": points, "reads": reads}
+    def _tensors(self, batch: Batch) -> dict[str, Any]:
+        flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))
+        reads = {name: batch.pop(name).copy() for name in ("source", "seconds", "lost")}  # may be kept for long
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if self.pin:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {**tensors, "flags": flags, "points": points, "reads": reads}
 
 
 class RowDataModule(LightningDataModule):

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.compiled import compiled
 from data_pipelines.shards import ShardSet
+from data_pipelines.store import out_of_resources
 from toto_train.config import Config, MixtureEntry
 from toto_train.data.augment import Window, active, augment
 from toto_train.data.order import Order, RowSpec, key_of
@@ -133,6 +134,8 @@ class Rows:
             except (ValueError, OSError) as error:
                 file = shards.store.where(shards.shard_name(source, series))
                 message = f"row {spec.n}: cannot read series {series} of {spec.source} ({file}): {error}"
+                if out_of_resources(error):
+                    raise OSError(f"{message}; that is no fault of the data") from error
                 if self.data.on_fault == "stop":
                     raise ValueError(message) from error
                 places[k][:] = np.nan
@@ -189,6 +192,13 @@ def observe(target: np.ndarray, inside: np.ndarray, mask: np.ndarray) -> None:
             seen = abs(value) <= largest  # not of NaN either
             flags[t] = seen
             values[t] = value if seen else zero
+
+
+def compile_loops() -> None:
+    """Have the loops over a row ready: processes that are forked afterwards need not compile or load them again."""
+    target, mask = np.zeros((1, 8), np.float32), np.empty((1, 8), bool)
+    observe(target, np.zeros((1, 2), np.int64), mask)
+    patch_mask(np.random.Generator(np.random.Philox(0)), mask, np.zeros(1, np.int64), 1, 0.5)
 
 
 def any_in_patches(mask: np.ndarray, patch_size: int) -> np.ndarray:

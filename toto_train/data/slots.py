@@ -26,7 +26,13 @@ class Slots:
         for name, array in like.items():
             self._places[name] = size, size + array.nbytes, array.dtype, array.shape
             size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._memory = np.frombuffer(mmap.mmap(-1, max(1, size * count)), np.uint8)
+        try:
+            self._memory = np.frombuffer(mmap.mmap(-1, max(1, size * count)), np.uint8)
+        except OSError as error:
+            raise MemoryError(
+                f"the loader needs {size * count / 1e9:.1f} GB for {count} batches of {size / 1e6:.1f} MB; "
+                "lower data.workers, data.prefetch or micro_rows"
+            ) from error
         self._size = size
         self._free = deque(range(count))
 

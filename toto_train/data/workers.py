@@ -12,6 +12,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -80,23 +81,32 @@ class _Worker:
     def ask(self, job: Sequence[int] | None, slots: Slots) -> None:
         """Have batches of these numbers made."""
         if job:
-            self._pipe.send([(number, slots.take()) for number in job])
+            with self._alive():
+                self._pipe.send([(number, slots.take()) for number in job])
             self.asked += 1
 
     def answer(self) -> list[int | Batch]:
         """The batches that were asked for first, each in a slot or as it is."""
-        try:
+        with self._alive():
             answer = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._process.join()
-            code = self._process.exitcode or 0
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            hint = "; is there enough memory for data.workers and data.prefetch?" if code == -signal.SIGKILL else ""
-            raise RuntimeError(f"loader worker {self._process.pid} {how}{hint}") from None
         if isinstance(answer, Exception):
             raise answer
         self.asked -= 1
         return answer
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """A pipe that ends becomes an error that says how the worker did."""
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            self._process.join(10)
+            code = self._process.exitcode
+            if code is None:
+                raise
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            hint = "; is there enough memory for data.workers and data.prefetch?" if code == -signal.SIGKILL else ""
+            raise RuntimeError(f"loader worker {self._process.pid} {how}{hint}") from error
 
     def end(self) -> None:
         if not self._ended:
