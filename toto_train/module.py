@@ -71,7 +71,8 @@ class TrainingModule(pl.LightningModule):
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         weight = self._weight.clamp(min=1)
         norm = global_norm(gradients) / weight
-        factor = 1 / weight
+        # where even the norm overflows, clipping would make zeros of the gradients: the optimizer is to skip the step
+        factor = torch.where(norm.isfinite(), 1 / weight, torch.nan)
         if clip := c.optimizer.clip_norm:
             factor = factor * (clip / norm.clamp(min=clip))
         torch._foreach_mul_([local(g) for g in gradients], factor)

@@ -1,5 +1,6 @@
 """From summed losses to the update: division by the global weight, clipping, the schedule, and what resume restores."""
 
+import math
 import platform
 import subprocess
 import sys
@@ -99,6 +100,22 @@ def test_each_step_uses_its_own_momentum():
         m.position.step = step
         gradients(m, 4)
         assert m.optimizer.param_groups[0]["momentum"] == pytest.approx(momentum)
+
+
+@pytest.mark.parametrize("value", [3e38, math.inf, math.nan])
+def test_a_gradient_whose_norm_overflows_skips_the_step(value):
+    """Clipped by an infinite norm all gradients would be 0, and old momentum would move the weights."""
+    m = module()
+    gradients(m, 4)
+    m.optimizer.step()
+    before = {n: p.clone() for n, p in m.model.named_parameters()}
+    m.optimizer.zero_grad()
+    m.training_step(batch(), 0).backward()
+    next(m.model.parameters()).grad.view(-1)[:2].fill_(value)
+    m.on_before_optimizer_step(m.optimizer)
+    m.optimizer.step()
+    assert int(m.optimizer.skipped_steps) == 1
+    assert all(torch.equal(p, before[n]) for n, p in m.model.named_parameters())
 
 
 def test_a_batch_without_any_label_changes_nothing_but_decay():
