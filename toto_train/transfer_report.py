@@ -96,7 +96,7 @@ def transfer_table(results: Sequence[Result], measure: str) -> str:
             at = dict(zip(line.rates, line.losses, strict=True))
             best = line.losses[line.best]
             cells = [f"**{at[r]:.4f}**" if at.get(r) == best else f"{at[r]:.4f}" if r in at else "" for r in rates]
-            sign = "" if not line.at_edge else "<= " if line.best == 0 else ">= "
+            sign = ("<= " if line.best == 0 else ">= ") if line.at_edge and len(line.rates) > 1 else ""
             excess = f"{(at[anchor] / best - 1) * 100:.2f} %" if anchor in at else ""
             text.append(f"| {line.width} | {' | '.join(cells)} | {sign}{line.optimum:.3g} | {excess} |")
         spreads = [f"{line.spread:.4f} at width {line.width}" for line in own if math.isfinite(line.spread)]
@@ -104,7 +104,7 @@ def transfer_table(results: Sequence[Result], measure: str) -> str:
         if len(own) > 1 and not any(line.at_edge for line in own):
             shift = np.polyfit(np.log2([line.width for line in own]), np.log2([line.optimum for line in own]), 1)[0]
             text += [f"The optimum moves as width^{shift:+.2f}.", ""]
-        elif len(own) > 1:
+        elif len(own) > 1 and len(rates) > 1:
             text += ["An optimum lies at the edge of the rates: give more of them.", ""]
     return "\n".join(text)
 
