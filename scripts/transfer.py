@@ -1,0 +1,104 @@
+"""Does the best learning rate stay as the model grows? python scripts/transfer.py out=DIR [key=value ...]
+
+Trains models of several widths at several learning rates on the same rows. Prints tables and draws out/lr_transfer.png
+(final loss against learning rate, a line a width, a panel a rule) and out/optimizers.png (loss curves of every rule's
+best rate at one width). Every finished run is kept in out/: the same command again, or one with more rules, widths,
+rates or seeds, trains only what is missing.
+
+rules=spectral,unit_scaled    what trains the matrices of the stack: NorMuon with that rule for its learning rate
+                    (spectral, unit_scaled, original, match_rms_adamw), muon (spectral, rows not normalised) or adamw.
+                    All else is the published recipe; its AdamW trains the other parameters at the recipe's rate
+lr.RULE=0.1,0.2,0.4 peak learning rates of the stack to try under a rule
+widths=64,128,256 depth=4 head_width=32
+seeds=0             of initial weights and of rows
+steps=200 rows=8 variates=8 length=512    of training; warm-up over a tenth of the steps, decay over the last 30 %
+path=shards/quickstart/train exclude=synthetic_*   series to train on, and a glob of sources to leave out
+heldout=shards/quickstart/heldout windows=32       series not trained on, and how many rows of them are scored
+measure=train       which final loss chooses: train (mean of the last tenth of the steps) or heldout
+at=128              width at which rules are compared, where there are several
+processes=1         runs at a time, each of one thread
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from toto_train import transfer_report as report
+from toto_train.arguments import fail_on, parse
+from toto_train.transfer import RULES, Result, Shared, Trial, read_results, sweep
+
+RATES = {
+    "spectral": "0.08,0.16,0.33,0.65,1.3",
+    "unit_scaled": "0.0072,0.0144,0.0288,0.0576,0.115",
+    "original": "0.08,0.16,0.33,0.65,1.3",
+    "match_rms_adamw": "0.036,0.072,0.144,0.288,0.576",
+    "muon": "0.08,0.16,0.33,0.65,1.3",
+    "adamw": "0.06,0.12,0.24,0.48,0.96",
+}
+"""Octaves apart, around what is best at width 64 (docs/optimizer.md)."""
+SHARED: dict[str, Any] = {
+    "path": "shards/quickstart/train", "exclude": "synthetic_*", "heldout": "shards/quickstart/heldout", "windows": 32,
+    "depth": 4, "head_width": 32, "steps": 200, "rows": 8, "variates": 8, "length": 512,
+}  # fmt: skip
+OPTIONS: dict[str, Any] = {
+    "rules": "spectral,unit_scaled", **{f"lr.{rule}": rates for rule, rates in RATES.items()}, "widths": "64,128,256",
+    "seeds": "0", **SHARED, "measure": "train", "at": 128, "processes": 1,
+}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    args = parse(__doc__, argv, required={"out": str}, optional=OPTIONS)
+    trials, out, measure = grid(args), Path(args["out"]), args["measure"]
+    if measure not in report.MEASURES:
+        raise ValueError(f"measure={measure!r} must be one of {', '.join(report.MEASURES)}")
+    if args["processes"] < 1:
+        raise ValueError(f"processes={args['processes']} must be positive")
+    missing = len(set(trials) - set(read_results(out)))
+    with tqdm(total=missing, unit=" runs", disable=not sys.stderr.isatty()) as bar:
+
+        def tell(r: Result) -> None:
+            bar.update()
+            bar.write(f"{r.trial}: train {r.train:.4f}, held out {r.heldout:.4f}, {r.cpu_seconds:.0f} CPU seconds")
+
+        results, failed = sweep(out, trials, Shared(**{k: args[k] for k in SHARED}), args["processes"], tell)
+    if results:
+        print("\n" + report.transfer_table(results, measure))
+        print(report.draw_transfer(results, measure, out / "lr_transfer.png"))
+    if len({r.trial.rule for r in results if r.trial.width == args["at"]}) > 1:
+        print("\n" + report.comparison_table(results, measure, args["at"]))
+        print(report.draw_comparison(results, measure, args["at"], out / "optimizers.png"))
+    print(f"{len(results)} runs, {sum(r.cpu_seconds for r in results) / 60:.1f} CPU minutes: {out / 'results.jsonl'}")
+    for trial, why in failed.items():
+        print(f"transfer: {trial} failed: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def grid(args: dict[str, Any]) -> list[Trial]:
+    """The trials asked for, wide models first: they take longest."""
+    rules = args["rules"].split(",")
+    if unknown := [rule for rule in rules if rule not in RULES]:
+        raise ValueError(f"rules={unknown[0]!r} must be of {', '.join(RULES)}")
+    widths, seeds = numbers(args, "widths", int), numbers(args, "seeds", int)
+    rates = {rule: numbers(args, f"lr.{rule}", float) for rule in rules}
+    cells = product(sorted(widths, reverse=True), rules, seeds)
+    return [Trial(rule, width, lr, seed) for width, rule, seed in cells for lr in rates[rule]]
+
+
+def numbers(args: dict[str, Any], key: str, kind: type) -> list[Any]:
+    """'1,2,4' -> [1, 2, 4]; each once."""
+    try:
+        return list(dict.fromkeys(kind(text) for text in args[key].split(",")))
+    except ValueError:
+        raise ValueError(
+            f"{key}={args[key]!r} must be numbers with commas between, each of type {kind.__name__}"
+        ) from None
+
+
+if __name__ == "__main__":
+    with fail_on(ValueError, OSError, name="transfer"):
+        sys.exit(main(sys.argv[1:]))

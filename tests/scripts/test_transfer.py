@@ -1,0 +1,187 @@
+"""Sweeps of learning rates over widths: what they train, keep, refuse and conclude."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import transfer as script
+
+from toto_train.config import ConfigError
+from toto_train.model.toto import Toto
+from toto_train.optim.recipe import build_optimizer
+from toto_train.transfer import Result, Shared, Trial, _set_stack_lr, read_results, sweep, train, training_config
+from toto_train.transfer_report import best_runs, comparison_table, lines, points_to_reach, transfer_table
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def shared(corpus) -> Shared:
+    return Shared(str(corpus / "train"), "web", str(corpus / "heldout"), 4, 2, 16, 4, 2, 4, 128)
+
+
+def result(rule: str, width: int, lr: float, loss: float, seed: int = 0, curve: list[float] | None = None) -> Result:
+    rows = [
+        {"step": i + 1, "points": 10.0 * (i + 1), "train": y, "heldout": y} for i, y in enumerate(curve or [loss] * 10)
+    ]
+    return Result(Trial(rule, width, lr, seed), loss, loss, 100, 60.0, rows)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "transfer.py"), *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=120)
+
+
+def test_runs_see_the_same_rows_and_repeat_to_the_bit(shared):
+    first = train(Trial("spectral", 16, 0.1, 0), shared)
+    again = train(Trial("spectral", 16, 0.1, 0), shared)
+    other = train(Trial("adamw", 32, 0.2, 0), shared)
+    assert (first.train, first.heldout) == (again.train, again.heldout)
+    assert [row["points"] for row in first.curve] == [row["points"] for row in other.curve]
+    assert first.curve[0]["train"] != first.curve[3]["train"] != other.curve[3]["train"]
+    assert first.heldout == first.curve[-1]["heldout"]
+
+
+def test_a_run_that_diverges_counts_as_infinite(shared):
+    r = train(Trial("adamw", 16, 1e30, 0), shared)
+    assert r.train == r.heldout == math.inf
+
+
+def test_the_rate_of_adamw_is_that_of_the_stacks_matrices(shared):
+    config = training_config(Trial("adamw", 32, 0.3, 0), shared)
+    optimizer = build_optimizer(Toto.create(config.model, 0).named_parameters(), config.optimizer, 2)
+    before = dict(zip(optimizer.param_groups[0]["param_names"], optimizer.param_groups[0]["multipliers"], strict=True))
+    _set_stack_lr(optimizer, 0.3)
+    (group,) = optimizer.param_groups
+    rates = {n: m * group["lr"] for n, m in zip(group["param_names"], group["multipliers"], strict=True)}
+    changed = {name for name, rate in rates.items() if rate != before[name] * group["lr"]}
+    assert changed == {
+        f"layers.{i}.{part}.weight" for i in (0, 1) for part in ("attn.in_proj", "attn.out_proj", "mlp.up", "mlp.down")
+    }
+    assert rates["layers.1.attn.in_proj.weight"] == pytest.approx(0.3 * 32**-0.5 * 2**-0.5)
+
+
+def test_rules_choose_what_trains_the_stack(shared):
+    chosen = {
+        rule: training_config(Trial(rule, 32, 0.3, 0), shared).optimizer for rule in ("unit_scaled", "muon", "adamw")
+    }
+    assert chosen["unit_scaled"].normuon.lr_rule == "unit_scaled"
+    assert (chosen["muon"].normuon.lr_rule, chosen["muon"].normuon.normalize) == ("spectral", False)
+    assert chosen["adamw"].stack == "adamw"
+    assert {o.adamw.lr for o in chosen.values()} == {0.012}
+    assert (training_config(Trial("muon", 256, 0.3, 0), shared).model.d_ff) == 688
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_what_is_missing(shared, tmp_path):
+    out = tmp_path / "sweep"
+    keys = ("path", "exclude", "heldout", "windows", "depth", "head_width", "steps", "rows", "variates", "length")
+    same = [f"{key}={getattr(shared, key)}" for key in keys]
+    done = run(f"out={out}", *same, "rules=spectral", "widths=16,32", "lr.spectral=0.1,0.4", "processes=2")
+    assert done.returncode == 0, done.stderr
+    assert "| 32 |" in done.stdout
+    before = (out / "results.jsonl").read_text()
+    assert len(before.splitlines()) == len(list((out / "curves").iterdir())) == 4
+    assert (out / "lr_transfer.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (out / "optimizers.png").exists()
+    more = run(f"out={out}", *same, "rules=spectral,muon", "widths=16", "lr.spectral=0.1", "lr.muon=0.2", "at=16")
+    assert more.returncode == 0, more.stderr
+    assert (out / "results.jsonl").read_text().startswith(before)
+    assert len((out / "results.jsonl").read_text().splitlines()) == 5
+    assert "Points to reach" in more.stdout
+    assert (out / "optimizers.png").read_bytes()[:4] == b"\x89PNG"
+    assert train(Trial("spectral", 16, 0.4, 0), shared).train == read_results(out)[Trial("spectral", 16, 0.4, 0)].train
+    other = run(f"out={out}", *same, "steps=5")
+    assert other.returncode == 1
+    assert "steps=4, not 5" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+
+
+def test_what_cannot_be_swept_is_refused_before_anything_is_made(shared, tmp_path):
+    cases = [
+        (Trial("sgd", 16, 0.1, 0), shared, "spectral, unit_scaled"),
+        (Trial("spectral", 24, 0.1, 0), shared, "widths=24 must be a multiple of head_width=16"),
+        (Trial("spectral", 16, -0.1, 0), shared, "optimizer.normuon.lr=-0.1"),
+        (Trial("spectral", 16, 0.1, 0), Shared(**{**vars(shared), "heldout": "nowhere"}), "heldout=nowhere"),
+        (Trial("spectral", 16, 0.1, 0), Shared(**{**vars(shared), "steps": 0}), "schedule.max_steps=0"),
+    ]
+    for trial, settings, message in cases:
+        with pytest.raises((ConfigError, ValueError), match=message):
+            sweep(tmp_path / "out", [trial], settings, 1, print)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep me")
+    with pytest.raises(ValueError, match="holds no sweep"):
+        sweep(tmp_path / "mine", [Trial("spectral", 16, 0.1, 0)], shared, 1, print)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("rules=sgd", "rules='sgd' must be of spectral"),
+        ("widths=64,x", "widths='64,x' must be numbers"),
+        ("measure=mase", "measure='mase' must be one of train, heldout"),
+        ("processes=0", "processes=0 must be positive"),
+    ],
+)
+def test_arguments_a_user_can_get_wrong(argument, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        script.main([f"out={tmp_path / 'never'}", argument])
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_optimum_is_the_vertex_of_a_parabola_in_the_logarithm():
+    rates = [0.1, 0.2, 0.4, 0.8]
+    moved = {w: 0.25 * (w / 64) ** 0.5 for w in (64, 128)}
+    results = [result("spectral", w, lr, 1 + math.log2(lr / at) ** 2) for w, at in moved.items() for lr in rates]
+    found = lines(results, "train")
+    assert [line.optimum for line in found] == pytest.approx(list(moved.values()))
+    text = transfer_table(results, "train")
+    assert "The optimum moves as width^+0.50." in text
+    assert "**1.1036**" in text  # width 64 at 0.2
+    edge = transfer_table([result("spectral", 64, lr, lr) for lr in rates], "train")
+    assert "<= 0.1" in edge
+
+
+def test_seeds_are_averaged_and_only_those_that_have_every_rate():
+    results = [result("muon", 64, 0.1, 1.0, 0), result("muon", 64, 0.2, 2.0, 0)]
+    results += [result("muon", 64, 0.1, 2.0, 1), result("muon", 64, 0.2, 3.5, 1), result("muon", 64, 0.1, 0.0, 2)]
+    (line,) = lines(results, "heldout")
+    assert line.losses == [1.5, 2.75]
+    assert line.spread == pytest.approx(0.25)
+    assert [b.losses["train"] for b in best_runs(results, "train", 64)] == [1.5]
+
+
+def test_a_diverged_rate_is_never_the_best():
+    results = [result("muon", 64, 0.1, 1.0), result("muon", 64, 0.2, math.inf, curve=[1.0, math.nan])]
+    assert [b.lr for b in best_runs(results, "train", 64)] == [0.1]
+    assert "inf" in transfer_table(results, "train")
+
+
+def test_points_to_reach_a_loss_and_their_ratio():
+    x, y = np.array([10.0, 20.0, 30.0]), np.array([3.0, 2.0, 1.0])
+    assert points_to_reach(x, y, 1.5) == 25
+    assert points_to_reach(x, y, 3.5) == 10
+    assert math.isnan(points_to_reach(x, y, 0.9))
+    slow, fast = [5 - 0.1 * i for i in range(40)], [5 - 0.2 * i for i in range(40)]
+    table = comparison_table([result("muon", 64, 1, 1, curve=fast), result("adamw", 64, 1, 2, curve=slow)], "train", 64)
+    *_, ratios = [row.split("|") for row in table.splitlines() if row.startswith("| Muon |")]
+    assert [float(ratio) for ratio in ratios[2:-1]] == pytest.approx([0.5] * 4, abs=0.06)
+
+
+def test_results_are_read_back_as_they_were(shared, tmp_path):
+    results, failed = sweep(tmp_path / "out", [], shared, 1, print)
+    assert (results, failed) == ([], {})
+    facts = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert facts["steps"] == 4
+    assert set(facts["fingerprints"]) == {"path", "heldout"}
