@@ -33,7 +33,7 @@ from toto_train.config import (
     ScheduleConfig,
 )
 from toto_train.config_check import check
-from toto_train.data.loader import RowDataset, RowLoader
+from toto_train.data.loader import RowLoader
 from toto_train.data.rows import Rows
 from toto_train.files import write_text
 from toto_train.model.toto import Toto
@@ -146,14 +146,14 @@ def train(trial: Trial, shared: Shared) -> Result:
     keep_freed_memory()
     begin = time.process_time()
     config, held = training_config(trial, shared), heldout_config(shared)
-    probe = list(RowLoader(RowDataset(held, Rows(held)), 0, 0))
+    probe = list(RowLoader(held, Rows(held)))
     model = Toto.create(config.model, config.seed)
     optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
     if trial.rule == "adamw":
         _set_stack_lr(optimizer, trial.lr)
     module = TrainingModule(config, model, optimizer, Position())
     curve: Curve = []
-    for i, batch in enumerate(RowLoader(RowDataset(config, Rows(config)), 0, 0)):
+    for i, batch in enumerate(RowLoader(config, Rows(config))):
         module.training_step(batch, i).backward()
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
