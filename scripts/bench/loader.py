@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 from loader_peers import PEERS, Peer, Side, serve
 from table import Row, main
 
@@ -295,6 +296,7 @@ def streaming(corpus: Corpus, sizes: Sizes) -> list[Row]:
 
 
 def everything(sizes: Sizes) -> list[Row]:
+    torch.set_num_threads(1)  # copies of peers' tensors would fight over the cores with whatever else runs
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         single = Corpus.write(folder, "univariate", [1] * sizes.series, sizes.length)
