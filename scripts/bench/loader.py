@@ -36,6 +36,7 @@ from data_pipelines.shards import INDEX_FILE, MANIFEST
 from toto_train.config import Config, DataConfig, MixtureEntry, ScheduleConfig
 from toto_train.data.loader import RowLoader
 from toto_train.data.rows import Batch, Rows
+from toto_train.module import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 MB = 1e6
@@ -226,6 +227,7 @@ FIRST_BATCH = """
 import json, sys, time
 begin = time.perf_counter()
 from toto_train.data.rows import Batch, Rows
+from toto_train.module import keep_freed_memory
 import pickle
 config = pickle.load(sys.stdin.buffer)
 there = time.perf_counter()
@@ -296,6 +298,7 @@ def streaming(corpus: Corpus, sizes: Sizes) -> list[Row]:
 
 
 def everything(sizes: Sizes) -> list[Row]:
+    keep_freed_memory()  # as a run on a CPU does
     torch.set_num_threads(1)  # copies of peers' tensors would fight over the cores with whatever else runs
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
