@@ -136,14 +136,15 @@ POSITIVE = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "validate_every", "model.layer_group_size", "model.num_variate_layers_per_group", "data.workers",
-    "validation.limit", "heldout.limit", "optimizer.clip_norm", "optimizer.normuon.weight_decay",
+    "validation.limit", "heldout.limit", "optimizer.clip_norm",
     "optimizer.normuon.momentum_warmup_steps",
     "optimizer.adamw.weight_decay", "schedule.warmup_steps", "schedule.decay_steps",
 )  # fmt: skip
 FRACTIONS = (
     "optimizer.normuon.momentum", "optimizer.normuon.momentum_start", "optimizer.normuon.beta2",
-    "optimizer.adamw.beta1", "optimizer.adamw.beta2",
+    "optimizer.normuon.weight_decay", "optimizer.adamw.beta1", "optimizer.adamw.beta2",
 )  # fmt: skip
+MOST = {"data.prefetch": (64, "batches of a worker"), "data.workers": (128, "processes of a rank")}
 
 
 def get(config: Config, key: str) -> Any:
@@ -163,6 +164,9 @@ def check(c: Config) -> list[str]:
     out += [f"{key}={get(c, key)} must be positive" for key in POSITIVE if get(c, key) <= 0]
     out += [f"{key}={get(c, key)} must not be negative" for key in NOT_NEGATIVE if get(c, key) < 0]
     out += [f"{key}={get(c, key)} must be in [0, 1)" for key in FRACTIONS if not 0 <= get(c, key) < 1]
+    out += [
+        f"{key}={get(c, key)} must be at most {most} {of}" for key, (most, of) in MOST.items() if get(c, key) > most
+    ]
     if out:  # the combinations below assume values that make sense alone
         return out
 
@@ -208,6 +212,7 @@ def check(c: Config) -> list[str]:
             f"schedule.max_steps={s.max_steps} is shorter than warmup_steps={s.warmup_steps} + "
             f"decay_steps={s.decay_steps}; shorten those or train longer"
         )
+    out += _optimizer_problems(c)
     for key in ("validation", "heldout"):
         terms = get(c, f"{key}.terms")
         if not terms or set(terms) - set(TERMS) or len(set(terms)) < len(terms):
@@ -222,6 +227,39 @@ def check(c: Config) -> list[str]:
         out.append("validation.path is empty; give a folder of shards or set validate_every=0")
     if any(ch in c.name for ch in "/\\") or c.name in (".", ".."):
         out.append(f"name={c.name!r} must be a plain folder name")
+    return out
+
+
+def _optimizer_problems(c: Config) -> list[str]:
+    """Settings that contradict others, and those that nothing would read."""
+    out, n, a = [], c.optimizer.normuon, c.optimizer.adamw
+    where = "optimizer.normuon"
+    if n.momentum_warmup_steps and n.momentum_start > n.momentum:
+        out.append(
+            f"{where}.momentum_start={n.momentum_start} must not be above {where}.momentum={n.momentum}: momentum rises"
+        )
+    if n.momentum_warmup_steps > c.schedule.max_steps:
+        out.append(
+            f"{where}.momentum_warmup_steps={n.momentum_warmup_steps} must not exceed "
+            f"schedule.max_steps={c.schedule.max_steps}"
+        )
+    if c.parallel.mode == "single" and n.replicated_state != "replicated":
+        out.append(
+            f"{where}.replicated_state={n.replicated_state} needs ranks that hold copies; leave it at replicated under "
+            "parallel.mode=single"
+        )
+    if c.optimizer.stack == "adamw":
+        unread = {"split": (n.split, "none"), "normalize": (n.normalize, True)}
+        out += [
+            f"{where}.{key}={value} does nothing under optimizer.stack=adamw; leave it at {default}"
+            for key, (value, default) in unread.items()
+            if value != default
+        ]
+    if a.lr * a.weight_decay >= 1:
+        out.append(
+            f"optimizer.adamw.weight_decay={a.weight_decay} times optimizer.adamw.lr={a.lr} is what a step shrinks "
+            "weights by; it must be below 1"
+        )
     return out
 
 

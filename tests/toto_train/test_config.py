@@ -83,6 +83,14 @@ def test_an_unknown_key_in_a_config_file_is_found(tmp_path):
         ("optimizer.normuon.split=qkv", "optimizer.normuon.split='qkv' must be one of none, fused, heads"),
         ("optimizer.normuon.bucket_mib=0", "optimizer.normuon.bucket_mib=0 must be positive"),
         ("optimizer.adamw.beta1=1", "optimizer.adamw.beta1=1.0 must be in [0, 1)"),
+        ("optimizer.normuon.weight_decay=1", "optimizer.normuon.weight_decay=1.0 must be in [0, 1)"),
+        ("optimizer.normuon.weight_decay=-0.1", "optimizer.normuon.weight_decay=-0.1 must be in [0, 1)"),
+        ("optimizer.adamw.weight_decay=-1", "optimizer.adamw.weight_decay=-1.0 must not be negative"),
+        ("optimizer.adamw.weight_decay=84", "weights by; it must be below 1"),
+        ("optimizer.normuon.replicated_state=owner", "replicated_state=owner needs ranks that hold copies"),
+        ("optimizer.normuon.momentum_warmup_steps=400001", "=400001 must not exceed schedule.max_steps="),
+        ("data.prefetch=65", "data.prefetch=65 must be at most 64"),
+        ("data.workers=129", "data.workers=129 must be at most 128"),
         ("heldout.context=100000", "heldout.context=100000 must be"),
         ("name=a/b", "name='a/b' must be a plain folder name"),
         ("data=shards", "data.mixture.corpus.path is empty; give data.mixture.corpus.path=FOLDER"),
@@ -94,6 +102,27 @@ def test_an_unknown_key_in_a_config_file_is_found(tmp_path):
 )
 def test_impossible_settings_name_key_value_and_remedy(override, message):
     assert message in "\n".join(problems(override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer=adamw", "optimizer.normuon.split=fused"], "split=fused does nothing under optimizer.stack=adamw"),
+        (["optimizer=muon", "optimizer.stack=adamw"], "normalize=False does nothing under optimizer.stack=adamw"),
+        (
+            ["optimizer.normuon.momentum=0.8", "optimizer.normuon.momentum_warmup_steps=1"],
+            "momentum_start=0.85 must not be above optimizer.normuon.momentum=0.8",
+        ),
+    ],
+)
+def test_settings_that_contradict_others_are_found(overrides, message):
+    (found,) = problems(*overrides)
+    assert message in found
+
+
+def test_settings_within_their_bounds_are_not_refused():
+    compose("data.prefetch=64", "data.workers=128", "optimizer.adamw.weight_decay=83")
+    compose("optimizer.normuon.momentum=0.8")  # no warm-up: its start is not read
 
 
 def test_the_fine_tune_is_the_published_one_and_asks_for_its_weights():
