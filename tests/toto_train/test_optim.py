@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from toto_train.config import AdamWConfig, NorMuonConfig
 from toto_train.optim.exchange import assign_owners, make_buckets, owner_loads
 from toto_train.optim.layout import Block, Layout
 from toto_train.optim.migrate import migrate
-from toto_train.optim.normuon import NorMuonAdamW
+from toto_train.optim.normuon import FIXED, NorMuonAdamW
 from toto_train.optim.orthogonalize import COEFFICIENTS, normalized_update, orthogonalize, resolve_dtype
 from toto_train.optim.recipe import LR_RULES, set_lr
 
@@ -136,6 +138,20 @@ def test_resolve_dtype():
     assert resolve_dtype("auto", torch.device("meta")) == torch.float32
     with pytest.raises(ValueError, match="fp16"):
         resolve_dtype("fp16", cpu)
+
+
+def test_fp32_is_not_tf32():
+    cuda = torch.device("cuda")
+    assert resolve_dtype("fp32", cuda) == torch.float32
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(ValueError, match=r"TF32 here; call torch\.set_float32_matmul_precision\('highest'\)"):
+            resolve_dtype("fp32", cuda)
+        assert resolve_dtype("bf16", cuda) == torch.bfloat16
+        assert resolve_dtype("fp32", torch.device("cpu")) == torch.float32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert resolve_dtype("fp32", cuda) == torch.float32
 
 
 # ---- NorMuon
@@ -394,6 +410,45 @@ def test_a_state_that_does_not_fit_says_which_names():
     assert all(torch.equal(after[n][k], t) for n, s in before.items() for k, t in s.items())  # nothing was half loaded
 
 
+def test_groups_cut_otherwise_do_not_fit():
+    optimizer = toy_optimizer(toy_params())
+    state = save_and_load(optimizer.state_dict())
+    moved = state["param_groups"][0]["param_names"]
+    state["param_groups"].insert(0, {**state["param_groups"][0], "param_names": moved[:1]})
+    state["param_groups"][1]["param_names"] = moved[1:]
+    with pytest.raises(ValueError, match="parameters are grouped otherwise"):
+        optimizer.load_state_dict(state)
+
+
+def test_a_loaded_state_leaves_what_is_fixed_at_construction():
+    """Settings that are read in every step come with the state; the others would say what is not done."""
+    config, bias = NorMuonConfig(orthogonalize_dtype="fp32"), {"params": [("bias", torch.nn.Parameter(torch.ones(3)))]}
+    bias |= {"kind": "adamw", **dataclasses.asdict(AdamWConfig())}
+
+    def optimizer(order, blocks, dtype, multiplier, momentum):
+        params = {n: torch.nn.Parameter(torch.ones(8, 8)) for n in order}
+        group = normuon_group(params, config, [multiplier + i for i in range(2)])
+        group |= {"blocks": blocks, "orthogonalize_dtype": dtype, "momentum": momentum}
+        return NorMuonAdamW([group, {**bias, "multipliers": [multiplier]}])
+
+    saved = optimizer("ab", [(4, 4), ()], "fp32", 1.0, 0.5).state_dict()
+    other = optimizer("ba", [(), (2, 6)], "bf16", 7.0, 0.9)
+    fixed = [{k: g[k] for k in FIXED if k in g} for g in other.param_groups]
+    other.load_state_dict(save_and_load(saved))
+    assert [{k: g[k] for k in FIXED if k in g} for g in other.param_groups] == fixed
+    assert {"kind", "param_names", "multipliers", "blocks", "orthogonalize_dtype"} == set(fixed[0])
+    assert fixed[0]["multipliers"] == [7.0, 8.0] == [b.multiplier for b in other.blocks if b.start == 0]
+    assert fixed[1]["multipliers"] == [7.0]
+    assert other.param_groups[0]["momentum"] == 0.5
+
+
+def test_an_optimizer_is_not_copied():
+    optimizer = toy_optimizer(toy_params())
+    for function in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="build another one over the other parameters"):
+            function(optimizer)
+
+
 def test_wrong_groups_are_errors():
     config = NorMuonConfig()
     with pytest.raises(ValueError, match="takes matrices"):
@@ -439,6 +494,23 @@ def test_a_run_of_torch_optimizers_goes_on_here():
     for key, tensor in optimizer.state[params["bias"]].items():
         assert torch.equal(tensor, theirs[key])
     assert [g["lr"] for g in optimizer.param_groups] == [NorMuonConfig.lr, AdamWConfig.lr]
+
+
+def test_a_parameter_that_never_had_a_gradient_elsewhere_starts_anew():
+    params = toy_params()
+    two_d = {n: p for n, p in params.items() if p.ndim == 2}
+    muon = torch.optim.Muon(list(two_d.values()), lr=0.1, momentum=0.9)
+    adam = torch.optim.AdamW([("bias", params["bias"])], lr=0.1)
+    fill_gradients({n: p for n, p in params.items() if n not in ("matrix1", "bias")}, 0)
+    muon.step()
+    adam.step()
+    optimizer = toy_optimizer(params)
+    fill_gradients(params, 1)
+    optimizer.step()
+    optimizer.load_state_dict(migrate(muon.state_dict(), adam.state_dict(), names=[list(two_d), []]))
+    for name in params:
+        moved = [bool(t.any()) for t in optimizer.state[params[name]].values()]
+        assert any(moved) == (name in ("matrix0", "matrix2")), name
 
 
 def test_a_state_of_dion_goes_on_here():

@@ -17,6 +17,7 @@ from toto_train.model.umup import residual
 from toto_train.optim.recipe import (
     build_optimizer,
     canonical,
+    describe_routing,
     route,
     routing_table,
     set_lr,
@@ -101,7 +102,7 @@ def test_routing_errors(change, message):
 
 def test_no_matrix_for_normuon_is_an_error():
     with pytest.raises(ValueError, match="no parameter would get NorMuon"):
-        route({"head.skip.weight": (288, 64)}, 0, OptimizerConfig())
+        build_optimizer([("head.skip.weight", torch.nn.Parameter(torch.ones(288, 64)))], OptimizerConfig(), 0)
     with pytest.raises(ValueError, match="split='qkv'"):
         route(nano_shapes(), DEPTH, normuon(split="qkv"))
     with pytest.raises(ValueError, match="lr_rule='muon'"):
@@ -179,6 +180,26 @@ def test_build_optimizer_from_names(caplog):
     assert names == set(nano_shapes()) - {"head.skip.bias"}
     assert set(optimizer.state_dict()["state"]) == names
     assert "layers.*.attn.in_proj.weight" in caplog.text
+
+
+def test_a_frozen_stack_gets_adamw_only_where_asked():
+    named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes().items()]
+    for name, p in named:
+        p.requires_grad = not (name.startswith("layers") and p.ndim == 2)
+    for build in (build_optimizer, describe_routing):
+        with pytest.raises(ValueError, match=r"no parameter would get NorMuon.*set optimizer\.stack=adamw"):
+            build(named, OptimizerConfig(), DEPTH)
+    assert [g["kind"] for g in build_optimizer(named, OptimizerConfig(stack="adamw"), DEPTH).param_groups] == ["adamw"]
+    for stack in ("normuon", "adamw"):
+        with pytest.raises(ValueError, match="nothing to train: all 40 parameters are frozen"):
+            build_optimizer([(n, p.requires_grad_(False)) for n, p in named], OptimizerConfig(stack=stack), DEPTH)
+
+
+def test_settings_of_the_exchange_reach_the_optimizer():
+    named = [(n, torch.nn.Parameter(torch.ones(s))) for n, s in nano_shapes().items()]
+    optimizer = build_optimizer(named, normuon(bucket_mib=3, replicated_state="owner"), DEPTH)
+    assert optimizer.bucket_bytes == 3 * 2**20
+    assert optimizer.replicated_state == "owner"
 
 
 # ---- schedules

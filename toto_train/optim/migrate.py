@@ -24,6 +24,7 @@ def migrate(*state_dicts: dict[str, Any], names: Sequence[Sequence[str]] = ()) -
     | dion NorMuon variance_neuron [m, 1] | v [m]; zeros where there is none: rows are evened from the next step on |
     | torch.optim.AdamW exp_avg, exp_avg_sq, step | the same |
     | dion adamw momentum, variance, and step of the group | exp_avg, exp_avg_sq, step |
+    | none, as of a parameter that never had a gradient | none: it starts anew |
 
     Raises ValueError on a parameter without a name, on one that two of them hold, and on any other set of keys.
     """
@@ -40,8 +41,8 @@ def migrate(*state_dicts: dict[str, Any], names: Sequence[Sequence[str]] = ()) -
                 name = canonical(label)
                 if name in out:
                     raise ValueError(f"{name} is in several state dicts")
-                if key in state_dict["state"]:  # a parameter that never had a gradient has no state there
-                    out[name] = _translate(name, state_dict["state"][key], group)
+                state = state_dict["state"].get(key)
+                out[name] = _translate(name, state, group) if state else {}
     return {"state": out}
 
 

@@ -25,12 +25,15 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor import zeros as distributed_zeros
 
 from toto_train.optim.adamw import adamw_step, new_state
+from toto_train.optim.agreement import Agreement
 from toto_train.optim.exchange import Bucket, assign_owners, make_buckets
-from toto_train.optim.layout import Block, Layout, local
+from toto_train.optim.layout import Block, Layout
 from toto_train.optim.orthogonalize import resolve_dtype
 
 KINDS = ("normuon", "adamw")
 REPLICATED_STATES = ("replicated", "owner")
+FIXED = ("kind", "param_names", "multipliers", "blocks", "orthogonalize_dtype")
+"""Settings of a group that are spent at construction; a saved state does not change them."""
 BUCKET_BYTES = 64 * 2**20
 
 
@@ -85,7 +88,8 @@ class NorMuonAdamW(torch.optim.Optimizer):
     v [m] cut by rows.
 
     Where any gradient on any rank is not finite the whole step changes nothing and `skipped_steps` [] grows by one;
-    both are decided on the device, without waiting for it. All ranks must step together.
+    both are decided on the device, without waiting for it. All ranks that share a parameter must step together, with
+    gradients on the same parameters: where they differ nothing changes either, and a rank that lacks one raises.
     """
 
     def __init__(
@@ -106,9 +110,8 @@ class NorMuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             self._make_state(group)
         self._whole = True
-        everyone = [p for group in self.param_groups for p in group["params"]]
-        self.distributed = any(isinstance(p, DTensor) for p in everyone) or replicas is not None
-        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=everyone[0].device)
+        self._agreement = Agreement(self._named(), replicas)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self._named()[0][1].device)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Check a group and find its blocks. All groups are given at construction: owners are chosen over all."""
@@ -176,30 +179,17 @@ class NorMuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [local(g) for group in self.param_groups for g in _gradients(group["params"])]
-        if not gradients:
-            return loss
-        finite = self._all_finite(gradients)
+        active = frozenset(name for name, p in self._named() if p.grad is not None)
+        finite = self._agreement.reach(active)
         self.skipped_steps += 1 - finite.to(torch.int64)
-        self._normuon_step(finite)
+        self._normuon_step(active, finite)
         for group in self.param_groups:
             if group["kind"] == "adamw":
                 adamw_step(group, self.state, finite)
         return loss
 
-    def _all_finite(self, gradients: list[Tensor]) -> Tensor:
-        """[] fp32: 1 if every gradient (and its norm) is finite on every rank, else 0."""
-        norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
-        finite = norms.isfinite().all().to(torch.float32)
-        if self.distributed:
-            dist.all_reduce(finite, dist.ReduceOp.MIN)
-        return finite
-
-    def _normuon_step(self, finite: Tensor) -> None:
+    def _normuon_step(self, active: frozenset[str], finite: Tensor) -> None:
         """All buckets, each a stage behind the one before it: what one sends travels while another is worked on."""
-        active = frozenset(b.name for b in self.blocks if b.p.grad is not None)
-        if not active:
-            return
         if active not in self._buckets:
             self._buckets[active] = make_buckets([b for b in self.blocks if b.name in active], self.bucket_bytes)
         buckets = self._buckets[active]
@@ -245,14 +235,15 @@ class NorMuonAdamW(torch.optim.Optimizer):
         """Copy a saved state into this optimizer by name.
 
         The saved settings of the groups (lr among them) and the count of skipped steps come with it, where they are
-        there. Tensors may be whole, or DTensors placed as they are here.
+        there; but what is fixed at construction (kind, multipliers, blocks, orthogonalize_dtype) stays as it was made
+        here. Tensors may be whole, or DTensors placed as they are here; a parameter with an empty state starts anew.
         """
         saved, groups = state_dict["state"], state_dict.get("param_groups")
         problems = [f"{name} is not in this optimizer" for name in sorted(set(saved) - set(dict(self._named())))]
         for name, p in self._named():
             if name not in saved and self.state[p]:
                 problems.append(f"{name} is missing")
-            if name not in saved or not self.state[p]:
+            if not saved.get(name) or not self.state[p]:
                 continue
             want = {k: tuple(t.shape) for k, t in self.state[p].items()}
             have = {k: tuple(t.shape) for k, t in saved[name].items()}
@@ -267,13 +258,18 @@ class NorMuonAdamW(torch.optim.Optimizer):
             raise ValueError("optimizer state does not fit:\n" + "\n".join(f"  {p}" for p in problems))
         for name, p in self._named():
             for key, tensor in self.state[p].items():
-                _load(tensor, saved[name][key])
+                _load(tensor, saved[name][key]) if saved[name] else tensor.zero_()
         for group, saved_group in zip(self.param_groups, groups, strict=True):
-            by_name = dict(zip(saved_group["param_names"], saved_group["multipliers"], strict=True))
-            settings = {k: v for k, v in saved_group.items() if k not in ("param_names", "multipliers")}
-            group.update(settings, multipliers=[by_name[name] for name in group["param_names"]])
+            group.update({k: v for k, v in saved_group.items() if k not in ("params", *FIXED)})
         if "skipped_steps" in state_dict:
             self.skipped_steps.copy_(state_dict["skipped_steps"])
+
+    def __getstate__(self) -> Any:
+        """Refuses copy.deepcopy and pickle: process groups and owners belong to this object and its parameters."""
+        raise TypeError(
+            "a NorMuonAdamW cannot be copied or pickled; build another one over the other parameters and give it this "
+            "one's state_dict()"
+        )
 
     def _named(self) -> list[tuple[str, Tensor]]:
         return [pair for g in self.param_groups for pair in zip(g["param_names"], g["params"], strict=True)]

@@ -29,7 +29,8 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """[m, n] -> [m, n] in `dtype`, singular values near 1, singular vectors kept.
 
     The Gram matrix is formed on the smaller side. A zero matrix gives zeros. Against float64 the relative error is
-    about 3e-6 with `dtype` fp32 (true fp32: no TF32) and 1e-2 to 7e-2 with bf16.
+    about 3e-6 with `dtype` fp32 and 1e-2 to 7e-2 with bf16. fp32 on CUDA must not mean TF32: `resolve_dtype` refuses
+    where it is on, and it must stay off.
 
     One at a time, on every device: a bf16 product in a batch may run another kernel than one alone, and which matrices
     could share a batch would depend on the number of ranks.
@@ -67,12 +68,20 @@ def normalized_update(
 
 
 def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """'bf16' | 'fp32' | 'auto' -> dtype; auto takes bf16 where `device` multiplies it natively."""
+    """'bf16' | 'fp32' | 'auto' -> dtype; auto takes bf16 where `device` multiplies it natively.
+
+    Raises ValueError on another choice, and on fp32 on CUDA where torch is set to multiply fp32 as TF32.
+    """
     if choice == "auto":
         return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if choice not in dtypes:
         raise ValueError(f"orthogonalize_dtype={choice!r} must be one of auto, bf16, fp32")
+    if choice == "fp32" and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        raise ValueError(
+            "orthogonalize_dtype='fp32' but torch multiplies fp32 as TF32 here; call "
+            "torch.set_float32_matmul_precision('highest') or take bf16"
+        )
     return dtypes[choice]
 
 

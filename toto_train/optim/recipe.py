@@ -71,8 +71,8 @@ def canonical(name: str) -> str:
 def route(shapes: Mapping[str, Sequence[int]], depth: int, config: OptimizerConfig) -> list[Route]:
     """Decide for every parameter (name -> shape); `depth` is the number of layers.
 
-    Raises where a name has no rule, where a matrix of the stack would not get what config.stack says, where nothing
-    would get NorMuon unasked, and where the layers are not 0 to depth - 1.
+    Raises where a name has no rule, where a matrix of the stack would not get what config.stack says, and where the
+    layers are not 0 to depth - 1.
     """
     lr_rule = config.normuon.lr_rule
     if lr_rule not in LR_RULES:
@@ -81,10 +81,7 @@ def route(shapes: Mapping[str, Sequence[int]], depth: int, config: OptimizerConf
     layers = {int(match[1]) for name in sizes if (match := re.match(STACK, name))}
     if layers != set(range(depth)):
         raise ValueError(f"depth={depth}, but the parameters given are those of layers {sorted(layers)}")
-    routes = [_route_one(name, sizes, depth, config) for name in sizes]
-    if not any(r.kind == "normuon" for r in routes) and config.stack == "normuon":
-        raise ValueError(f"no parameter would get NorMuon: none of {len(routes)} is a matrix of the stack")
-    return routes
+    return [_route_one(name, sizes, depth, config) for name in sizes]
 
 
 def _route_one(name: str, shapes: Mapping[str, tuple[int, ...]], depth: int, config: OptimizerConfig) -> Route:
@@ -150,9 +147,24 @@ def routing_table(routes: Iterable[Route]) -> str:
 
 def describe_routing(named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int) -> str:
     """The routing table of a model's trained parameters."""
+    return routing_table(r for r, _ in _trained(named_parameters, config, depth))
+
+
+def _trained(
+    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int
+) -> list[tuple[Route, Tensor]]:
+    """Routes of the parameters that require a gradient; raises where there are none, or none for NorMuon unasked."""
     params = dict(named_parameters)
     routes = route({name: p.shape for name, p in params.items()}, depth, config)
-    return routing_table(r for r, p in zip(routes, params.values(), strict=True) if p.requires_grad)
+    trained = [(r, p) for r, p in zip(routes, params.values(), strict=True) if p.requires_grad]
+    if not trained:
+        raise ValueError(f"nothing to train: all {len(routes)} parameters are frozen (requires_grad is False)")
+    if config.stack == "normuon" and not any(r.kind == "normuon" for r, _ in trained):
+        raise ValueError(
+            f"no parameter would get NorMuon: none of the {len(trained)} that are trained is a matrix of the stack; "
+            "if that is meant (the stack is frozen, say) set optimizer.stack=adamw"
+        )
+    return trained
 
 
 def build_optimizer(
@@ -164,11 +176,9 @@ def build_optimizer(
     """The recipe's optimizer over every parameter that requires a gradient; logs the routing table.
 
     Parameters are those of the model as it will be trained: after fully_shard, or inside DDP, whose process group is
-    `replicas`.
+    `replicas`. Raises where nothing is trained, and where nothing would get NorMuon although config.stack says so.
     """
-    params = dict(named_parameters)
-    routes = route({name: p.shape for name, p in params.items()}, depth, config)
-    trained = [(r, p) for r, p in zip(routes, params.values(), strict=True) if p.requires_grad]
+    trained = _trained(named_parameters, config, depth)
     logger.info("routing of parameters\n%s", routing_table(r for r, _ in trained))
     groups = []
     for kind, settings in (("normuon", asdict(config.normuon)), ("adamw", asdict(config.adamw))):
