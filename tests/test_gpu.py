@@ -55,7 +55,7 @@ def test_an_optimizer_step_does_not_wait_for_the_device():
 
 
 def _sharded_steps(rank, world, meet, folder):
-    """Three steps on a device each: all matrices sharded, and with a mesh of one the same code as without."""
+    """Three steps on a device each, of sharded, replicated and plain parameters."""
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", init_method=f"file://{meet}", rank=rank, world_size=world)
     mesh = init_device_mesh("cuda", (world,))
@@ -88,7 +88,11 @@ def _sharded_steps(rank, world, meet, folder):
 
 
 def test_sharded_steps_over_nccl_give_the_bits_of_one_device(tmp_path):
-    """On as many devices as there are; one alone still goes through NCCL's process group and DTensors."""
+    """On as many devices as there are.
+
+    With one, DTensors and the small all-reduce over NCCL are run, and no matrix is exchanged; two or more are needed
+    for the all-to-alls ("fsdp") and all-gathers ("ddp").
+    """
     world = torch.cuda.device_count()
     mp.start_processes(_sharded_steps, (world, tmp_path / "meet", tmp_path), nprocs=world, start_method="spawn")
     found = torch.load(tmp_path / "0.pt")

@@ -131,9 +131,10 @@ def traffic(rank: int, world: int, shapes: Shapes, how: str) -> tuple[int, float
         optimizer = normuon(shard(params, world))
     with Collectives() as counted:
         optimizer.step()
-    checks = counted.calls["allreduce"] if isinstance(optimizer, NorMuonAdamW) else 0  # 4 bytes, once
+    checks = counted.calls["allreduce"] if isinstance(optimizer, NorMuonAdamW) else 0  # what ranks agree on, once
+    check_bytes = checks * 4 * (1 + 2 * len(params))
     loads = owner_loads(optimizer.blocks, world) if isinstance(optimizer, NorMuonAdamW) else []
-    return counted.calls.total() - checks, counted.sent - checks * 8 * (world - 1) / world, loads
+    return counted.calls.total() - checks, counted.sent - check_bytes * 2 * (world - 1) / world, loads
 
 
 def bits(rank: int, world: int, shapes: Shapes) -> dict[str, Tensor]:

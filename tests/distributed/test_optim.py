@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.tensor import (
     DeviceMesh,
@@ -34,10 +36,12 @@ MATRICES = {
     "short": (3, 64),
     "row": (1, 64),
     "uneven": (18, 40),
+    "odd": (5, 7),
     "lognormal": (96, 32),
     "half": (96, 32),
 }
-"""The last two with rows of unequal strength: lognormal, and every other row ten times the rest."""
+"""Numbers of bf16 that fill no whole fp32 (odd); the last two with rows of unequal strength: lognormal, and every other
+row ten times the rest."""
 OTHERS = {"table": (5, 7), "vector": (9,), "single": (1,)}
 BLOCKS = {"wide": (22, 22, 22), "uneven": (7, 11), "lognormal": (32,) * 3, "half": (1, 95)}
 
@@ -58,6 +62,11 @@ def mesh_and_placements(mode: str, world: int) -> tuple[DeviceMesh, list[list[Pl
     if mode == "hsdp":
         mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
         return mesh, [[Replicate(), Shard(0)]]
+    if mode == "replicate twice":
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("outer", "inner"))
+        return mesh, [[Replicate(), Replicate()]]
+    if mode == "halves":
+        return init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("half", "shard"))["shard"], [[Shard(0)]]
     placements = {"fsdp": [[Shard(0)]], "columns": [[Shard(1)]], "both": [[Shard(0)], [Shard(1)]]}
     placements["replicate"] = placements["replicate owner"] = [[Replicate()]]
     return (init_device_mesh("cpu", (world,)), placements[mode]) if mode in placements else None
@@ -126,7 +135,7 @@ class Toy:
 MODES = {
     1: ["plain", "fsdp"],
     2: ["fsdp", "columns", "ddp", "ddp owner"],
-    4: ["fsdp", "columns", "both", "hsdp", "replicate", "replicate owner", "ddp", "ddp owner"],
+    4: ["fsdp", "columns", "both", "hsdp", "replicate", "replicate owner", "replicate twice", "ddp", "ddp owner"],
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "bf16": {},
@@ -221,8 +230,97 @@ def one_bad_gradient(rank, world, mode, bad):
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-@pytest.mark.parametrize("mode", ["fsdp", "ddp owner"])
-def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(ranks, mode, bad):
-    for before, after, skipped in ranks(2, one_bad_gradient, mode, bad):
+@pytest.mark.parametrize(("mode", "world"), [("fsdp", 2), ("ddp owner", 2), ("hsdp", 4)])
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(ranks, mode, world, bad):
+    for before, after, skipped in ranks(world, one_bad_gradient, mode, bad):
         assert skipped == 1
         assert_equal(after, before)
+
+
+# ---- which parameters have a gradient
+
+
+def without(rank, world, mode, names, catch):
+    """A step in which the last rank lacks the gradients of `names`."""
+    toy = Toy(mode, world).steps(range(2))
+    before = {n: local(p).clone() for n, p in toy.params.items()}
+    for name, p in toy.params.items():
+        p.grad = None if rank == world - 1 and name in names else toy.place(numbers(name, 2), name)
+    error = ""
+    try:
+        toy.optimizer.step()
+    except RuntimeError as e:
+        if rank < world - 1:
+            time.sleep(60)  # its messages found nobody; the last rank is the one to speak
+        if not catch:
+            raise
+        error = str(e)
+    return error, [n for n, p in toy.params.items() if not torch.equal(local(p), before[n])]
+
+
+LACKS = r"none on this rank, but one elsewhere: wide, vector\)"
+
+
+@pytest.mark.parametrize("mode", ["fsdp", "hsdp", "ddp owner"])
+def test_a_rank_that_lacks_a_gradient_says_which(ranks, mode):
+    """The other ranks wait for its messages until it is gone."""
+    with pytest.raises(mp.ProcessRaisedException, match=LACKS):
+        ranks(4, without, mode, ("wide", "vector"), False)
+
+
+class Vectors(Toy):
+    """AdamW alone, so that nobody waits for messages."""
+
+    def __init__(self, world):
+        self.where = None
+        self.params = {n: nn.Parameter(numbers(n, -1)) for n in OTHERS}
+        group = {"kind": "adamw", **dataclasses.asdict(AdamWConfig()), "params": list(self.params.items())}
+        self.optimizer = NorMuonAdamW([group], replicas=dist.group.WORLD)
+
+
+def disagree(rank, world, absent):
+    toy = Vectors(world)
+    for name, p in toy.params.items():
+        p.grad = None if name in absent[rank] else numbers(name, 0)
+    try:
+        toy.optimizer.step()
+        error = ""
+    except RuntimeError as e:
+        error = str(e)
+    return error, int(toy.optimizer.skipped_steps), [n for n, p in toy.params.items() if (p != numbers(n, -1)).any()]
+
+
+def test_nobody_steps_where_ranks_disagree_about_gradients(ranks):
+    here, all_three = "one on this rank, but not everywhere", ["table", "vector", "single"]
+    for absent, errors, skipped, changed in (
+        ([(), ("table",)], ["", "none on this rank, but one elsewhere: table)"], 1, []),
+        ([(), all_three], ["", f"none on this rank, but one elsewhere: {', '.join(all_three)})"], 1, []),
+        ([("table",), ("vector",)], ["elsewhere: table; one on this", f"vector; {here}: table"], 0, []),
+        ([("table",), ("table", "vector")], [f"({here}: vector)", "elsewhere: vector)"], 0, []),
+        ([("table",), ("table",)], ["", ""], 0, ["vector", "single"]),
+        ([all_three, all_three], ["", ""], 0, []),
+    ):
+        for (error, count, moved), want in zip(ranks(2, disagree, absent), errors, strict=True):
+            assert (want in error) if want else not error, (absent, error)
+            assert count == (skipped if not error else 0)
+            assert moved == changed
+
+
+def half_of_the_job(rank, world, mode):
+    """Two of four ranks step; the others never do."""
+    if mode == "ddp":
+        replicas = init_device_mesh("cpu", (2, 2), mesh_dim_names=("half", "rank"))["rank"].get_group()
+        toy = Toy("plain", 1, replicas=replicas)
+    else:
+        toy = Toy("halves", world)
+    return toy.steps(range(3)).bits() if rank < 2 else {}
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_ranks_outside_of_the_group_need_not_step(ranks, mode):
+    (expected,) = ranks(1, lambda *_: Toy("plain", 1).steps(range(3)).bits())
+    found = ranks(4, half_of_the_job, mode)
+    assert found[2:] == [{}, {}]
+    for bits in found[:2]:
+        assert_equal(bits, expected)
+        assert set(bits) == set(expected)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from toto_train.checkpoint import Position
@@ -149,7 +149,7 @@ def test_two_collectives_and_two_fifths_of_the_bytes(ranks):
     bf16_bytes = sum(2 * m * n for m, n in mixed_shapes().values())
     results = ranks(4, traffic, "fsdp")
     for calls, _, _ in results:
-        assert calls == {"alltoall_base": 2, "allreduce": 1}  # the latter: four bytes, whether gradients are finite
+        assert calls == {"alltoall_base": 2, "allreduce": 1}  # the latter: who has gradients, and finite ones
     assert max(sent for _, sent, _ in results) <= 0.41 * bf16_bytes
     assert min(sent for _, sent, _ in results) > 0.3 * bf16_bytes  # something was counted
     for calls, _, _ in ranks(4, traffic, "ddp"):
@@ -163,12 +163,44 @@ def test_owners_have_equal_loads(ranks):
         assert max(loads) <= 1.1 * sum(costs) / 4
 
 
+def one_group(p):
+    return NorMuonAdamW([{"kind": "normuon", "params": [("mine", p)], **dataclasses.asdict(NorMuonConfig())}])
+
+
 def refused(rank, world):
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
     p = nn.Parameter(distribute_tensor(torch.ones(8, 8), mesh, [Shard(0), Shard(1)], src_data_rank=None))
     with pytest.raises(ValueError, match=r"mine: placements .* at most one mesh dimension may shard"):
-        NorMuonAdamW([{"kind": "normuon", "params": [("mine", p)], **dataclasses.asdict(NorMuonConfig())}])
+        one_group(p)
+    rows = (1, 3, 2, 2)[rank]
+    mesh = init_device_mesh("cpu", (world,))
+    odd = DTensor.from_local(torch.ones(rows, 8), mesh, [Shard(0)], run_check=False, shape=(8, 8), stride=(8, 1))
+    if rank < 2:
+        with pytest.raises(ValueError, match=rf"mine: this rank holds \({rows}, 8\) where \(2, 8\) was expected"):
+            one_group(nn.Parameter(odd))
 
 
-def test_a_matrix_cut_both_ways_is_refused(ranks):
+def test_matrices_cut_both_ways_or_unevenly_are_refused(ranks):
     ranks(4, refused)
+
+
+def copies_group(rank, world):
+    """Ranks that share the work on a matrix of which a mesh of two dimensions holds copies."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+    p = nn.Parameter(distribute_tensor(torch.ones(8, 8), mesh, [Replicate(), Replicate()], src_data_rank=None))
+    return dist.get_process_group_ranks(one_group(p).blocks[0].layout.group)
+
+
+def test_copies_are_worked_on_within_the_last_mesh_dimension(ranks):
+    assert ranks(4, copies_group) == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def large_norm(rank, world):
+    """Each half's square fits fp32, their sum does not."""
+    mesh = init_device_mesh("cpu", (world,))
+    return global_norm([distribute_tensor(torch.full((2, 1), 1.5e19), mesh, [Shard(0)], src_data_rank=None)])
+
+
+def test_the_norm_of_large_shards_does_not_overflow(ranks):
+    for norm in ranks(2, large_norm):
+        assert float(norm) == pytest.approx(1.5e19 * 2**0.5, rel=1e-5)
