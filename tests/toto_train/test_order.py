@@ -461,7 +461,7 @@ def test_facts_are_plain_and_the_table_has_every_source(folder):
     order = Order(config(folder, domain="general"), 0)
     facts = order.facts
     assert json.loads(json.dumps(facts)) == facts
-    assert facts["format"] == 2
+    assert facts["format"] == 3
     assert sum(facts["stages"][0]["units"].values()) == 2**30
     assert facts["sources"]["main/big"]["domain"] == "general"
     table = {row["label"]: row for row in order.table()}
