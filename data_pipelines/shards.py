@@ -168,11 +168,10 @@ class ShardSet:
         return dict(zip(INDEX.names, self.index(source)[i].item(), strict=True))  # type: ignore[arg-type]
 
     def values(self, source: str, i: int) -> np.ndarray:
-        """float32 [V, T], NaN = missing."""
+        """float32 [V, T], NaN = missing. Read-only and mapped where it lies on a disk, so that a part costs a part."""
         entry = self._entry(source, i)
-        out = np.empty((entry["variates"], entry["length"]), np.float32)
-        self.store.read_into([(self._names[source][entry["shard"]], entry["offset"], out)])
-        return out
+        shape = entry["variates"], entry["length"]
+        return self.store.floats(self._names[source][entry["shard"]], entry["offset"], shape)
 
     def pieces(
         self, source: str, series: Sequence[int], starts: Sequence[int], outs: Sequence[np.ndarray]

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import itertools
+import math
 import os
 import posixpath
 import resource
@@ -155,6 +156,21 @@ class Store:
             return np.load(io.BytesIO(self.load(name)))
         except (ValueError, EOFError, OSError) as error:
             raise ValueError(f"{self.where(name)} cannot be read ({error})") from error
+
+    def floats(self, name: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        """float32 of a shape in a file, from `offset` on; mapped where it lies on a disk."""
+        if self.remote:
+            out = np.empty(shape, np.float32)
+            self.read_into([(name, offset, out)])
+            out.flags.writeable = False
+            return out
+        file = os.path.join(self.folder, name)
+        try:
+            if os.path.getsize(file) < offset + 4 * math.prod(shape):
+                self._raise_short(name)
+            return np.memmap(file, np.float32, "r", offset, shape).view(np.ndarray)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.where(name)} is missing") from error
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a file from `offset` on."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
-import re
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def metrics(variates: int, windows: int, past: int = 1024) -> Row:
 
 
 def memory(variates: int, length: int, context: int = 4096) -> list[Row]:
-    """Memory that scoring one long wide item adds to a process that has mapped the item.
+    """Memory that scoring one long wide item adds to a process.
 
     The limit is what must be held: one batch. Four of them allow for the next batch while the last is still there,
     Seasonal Naive's quantiles and float64 copies of one level.
@@ -100,21 +100,13 @@ def apart(path: str, context: int, windows: int) -> dict[str, int]:
 
 
 def grow(path: str, context: int, windows: int) -> dict[str, int]:
+    """Most bytes that Python and numpy hold at once while scoring; pages of mapped files belong to the system."""
     tasks = TaskSet.open(TasksConfig(path=path, context=context, max_windows=windows))
-    for row in tasks.store.values("wide", 0):
-        row.max()  # maps the whole file: its pages belong to the system's cache, not to the scoring
     width = int(tasks.windows["variates"][0])
     batch = max(map(len, tasks.batches())) * width * (context + 10 * HORIZON) * 4
-    before = peak_memory()
+    tracemalloc.start()
     evaluate(last_value, tasks, draws=0)
-    return {"grown": peak_memory() - before, "batch": batch}
-
-
-def peak_memory() -> int:
-    """Most bytes this process has held; Linux only. ru_maxrss would begin with the peak of the parent."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    return {"grown": tracemalloc.get_traced_memory()[1], "batch": batch}
 
 
 def last_value(contexts: np.ndarray, horizon: int) -> np.ndarray:
