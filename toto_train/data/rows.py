@@ -81,10 +81,7 @@ class Rows:
             if self.altering and self._entry(spec).augment:
                 augment(target, mask, windows, self.data.augment, generator(self._augment_bits, n))
             self._hide(n, mask, ids, out["cpm_mask"][b], alive[b])
-        ids = out["series_ids"]
-        after_empty = alive[..., 1:] & ~alive[..., :-1]
-        differ = (ids != ids[:, :1]).any() or (alive != alive[:, :1]).any()
-        out["flags"][:] = after_empty.any(), differ
+        out["flags"][:] = needed_masks(alive, out["series_ids"])
         out["points"][...] = np.count_nonzero(out["target_mask"])
         return out
 
@@ -194,19 +191,40 @@ def observe(target: np.ndarray, inside: np.ndarray, mask: np.ndarray) -> None:
             values[t] = value if seen else zero
 
 
-def compile_loops() -> None:
-    """Have the loops over a row ready: processes that are forked afterwards need not compile or load them again."""
-    target, mask = np.zeros((1, 8), np.float32), np.empty((1, 8), bool)
-    observe(target, np.zeros((1, 2), np.int64), mask)
-    patch_mask(np.random.Generator(np.random.Philox(0)), mask, np.zeros(1, np.int64), 1, 0.5)
-
-
+@compiled
 def any_in_patches(mask: np.ndarray, patch_size: int) -> np.ndarray:
     """Whether any of each patch of bool [V, T] is True: [V, T / patch_size]."""
-    if patch_size in (8, 16, 32, 64):  # the flags of a patch are the bits of an integer
-        found: np.ndarray = np.packbits(mask, axis=-1).view(f"u{patch_size // 8}") != 0
-        return found
-    return np.any(mask.reshape(len(mask), -1, patch_size), axis=-1)
+    found = np.zeros((mask.shape[0], mask.shape[1] // patch_size), np.bool_)
+    for v in range(found.shape[0]):
+        for p in range(found.shape[1]):
+            for t in range(p * patch_size, (p + 1) * patch_size):
+                if mask[v, t]:
+                    found[v, p] = True
+                    break
+    return found
+
+
+@compiled
+def needed_masks(alive: np.ndarray, series_ids: np.ndarray) -> tuple[bool, bool]:
+    """The flags of a batch with alive [B, V, P] and ids [B, V]: whether a patch that is alive follows one that is not,
+    and whether variates of a row differ in their ids or in what is alive."""
+    after_empty = differ = False
+    for b in range(alive.shape[0]):
+        for v in range(alive.shape[1]):
+            differ |= series_ids[b, v] != series_ids[b, 0]
+            for p in range(alive.shape[2]):
+                differ |= alive[b, v, p] != alive[b, 0, p]
+                after_empty |= p > 0 and alive[b, v, p] and not alive[b, v, p - 1]
+    return after_empty, differ
+
+
+def compile_loops() -> None:
+    """Have the loops over a row ready: processes that are forked afterwards need not compile or load them again."""
+    target, mask, ids = np.zeros((1, 8), np.float32), np.empty((1, 8), bool), np.zeros(1, np.int64)
+    observe(target, np.zeros((1, 2), np.int64), mask)
+    observed = any_in_patches(mask, 8)
+    patch_mask(np.random.Generator(np.random.Philox(0)), observed, ids, 1, 0.5)
+    needed_masks(observed[None], ids[None])
 
 
 def block_means(raw: np.ndarray, block: int, out: np.ndarray) -> None:
