@@ -21,10 +21,10 @@ class Slots:
     """
 
     def __init__(self, like: Batch, count: int):
-        self._places: dict[str, tuple[int, int, np.dtype, tuple[int, ...]]] = {}
+        self._places: dict[str, tuple[tuple[int, ...], np.dtype, int]] = {}
         size = 0
         for name, array in like.items():
-            self._places[name] = size, size + array.nbytes, array.dtype, array.shape
+            self._places[name] = array.shape, array.dtype, size
             size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         try:
             self._memory = np.frombuffer(mmap.mmap(-1, max(1, size * count)), np.uint8)
@@ -42,16 +42,16 @@ class Slots:
 
     def arrays(self, slot: int) -> Batch:
         """Views of a slot, to fill it."""
-        return self._views(self._memory[slot * self._size : (slot + 1) * self._size])
+        return self._views(self._memory, slot * self._size)
 
     def lend(self, slot: int) -> Batch:
         """Views of a filled slot; it is free when the last of them, and of what was made of them, is gone."""
-        return self._views(np.asarray(_Loan(self._memory, slot, self._size, self._free)))
+        return self._views(np.asarray(_Loan(self._memory, slot, self._size, self._free)), 0)
 
-    def _views(self, memory: np.ndarray) -> Batch:
+    def _views(self, memory: np.ndarray, start: int) -> Batch:
         return {
-            name: memory[first:end].view(dtype).reshape(shape)
-            for name, (first, end, dtype, shape) in self._places.items()
+            name: np.ndarray(shape, dtype, memory, start + offset)
+            for name, (shape, dtype, offset) in self._places.items()
         }
 
 
