@@ -9,6 +9,15 @@ from typing import ClassVar
 
 from omegaconf import OmegaConf
 
+from toto_train.config_run import (
+    CheckpointConfig,
+    GuardConfig,
+    HardwareConfig,
+    LoggerConfig,
+    ParallelConfig,
+    ProfileConfig,
+)
+
 
 class ConfigError(ValueError):
     """A setting is wrong. The message lists every problem, one a line."""
@@ -230,34 +239,6 @@ class ScheduleConfig:
 
 
 @dataclass
-class ParallelConfig:
-    mode: str = "single"
-    precision: str = "fp32"
-    """fp32 | bf16 (autocast; scaler and loss stay fp32)."""
-    compile: bool = False
-    activation_checkpointing: float = 0.0
-    """Share of the layers, from the first, that keep only their input for the backward and compute the rest again:
-    0 none, 1 every layer (least memory, about a quarter more time), between: what memory allows."""
-    device: str = "auto"
-    """auto | cpu | cuda."""
-
-
-@dataclass
-class LoggerConfig:
-    wandb: str = "off"
-    """off | offline | online. metrics.csv is always written."""
-    project: str = "toto-train"
-    every_steps: int = 10
-
-
-@dataclass
-class CheckpointConfig:
-    every_steps: int = 1000
-    keep_last: int = 2
-    """How many of the newest are kept; the one that validation chooses is kept besides."""
-
-
-@dataclass
 class Config:
     """One run."""
 
@@ -282,6 +263,9 @@ class Config:
     """After training: score the held-out tasks, write report.html and the Hugging Face export."""
     validate_every: int = 1000
     """Steps between validations; 0 means never."""
+    ema_decay: float = 0.0
+    """Above 0: an exponential moving average of the weights, W_ema <- decay W_ema + (1 - decay) W after every step, is
+    what is validated and exported; one more copy of the weights, sharded as they are."""
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -292,10 +276,19 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+
+    @property
+    def world(self) -> int:
+        """Ranks of the run."""
+        return self.parallel.devices * self.parallel.nodes
 
     @property
     def accumulation(self) -> int:
-        return self.global_rows // self.micro_rows
+        """Micro batches of one rank in one optimizer step."""
+        return self.global_rows // (self.micro_rows * self.world)
 
     @property
     def points_per_step(self) -> int:

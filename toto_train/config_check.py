@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_pipelines.series import DOMAINS
 from toto_train.config import AugmentConfig, Config, ConfigError, MixtureEntry
+from toto_train.config_check_run import MODES, parallel_problems
 
 _NODES: dict[Any, Any] = {int: IntegerNode, float: FloatNode, bool: BooleanNode, str: StringNode}
 
@@ -114,8 +115,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.normuon.split": ("none", "fused", "heads"),
     "optimizer.normuon.replicated_state": ("replicated", "owner"),
     "optimizer.stack": ("normuon", "adamw"),
-    "parallel.mode": ("single",),
-    "parallel.precision": ("fp32", "bf16"),
+    "parallel.mode": MODES,
+    "parallel.precision": ("fp32", "bf16", "bf16_master"),
     "parallel.device": ("auto", "cpu", "cuda"),
     "logger.wandb": ("off", "offline", "online"),
     "data.on_fault": ("stop", "quarantine"),
@@ -132,17 +133,20 @@ POSITIVE = (
     "validation.max_windows", "heldout.context", "heldout.max_windows", "optimizer.normuon.lr",
     "optimizer.normuon.eps",
     "optimizer.normuon.bucket_mib", "optimizer.adamw.lr", "optimizer.adamw.eps", "schedule.max_steps",
-    "logger.every_steps", "checkpoint.every_steps", "checkpoint.keep_last",
+    "logger.every_steps", "checkpoint.every_steps", "checkpoint.keep_last", "parallel.nodes", "parallel.timeout",
+    "parallel.first_timeout", "guards.window", "guards.max_skipped",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "validate_every", "model.layer_group_size", "model.num_variate_layers_per_group", "data.workers",
     "validation.limit", "heldout.limit", "optimizer.clip_norm",
     "optimizer.normuon.momentum_warmup_steps",
-    "optimizer.adamw.weight_decay", "schedule.warmup_steps", "schedule.decay_steps",
+    "optimizer.adamw.weight_decay", "schedule.warmup_steps", "schedule.decay_steps", "checkpoint.keep_every",
+    "parallel.devices", "parallel.shards", "guards.spike", "profile.start", "profile.steps",
+    "hardware.dollars_per_hour",
 )  # fmt: skip
 FRACTIONS = (
     "optimizer.normuon.momentum", "optimizer.normuon.momentum_start", "optimizer.normuon.beta2",
-    "optimizer.normuon.weight_decay", "optimizer.adamw.beta1", "optimizer.adamw.beta2",
+    "optimizer.normuon.weight_decay", "optimizer.adamw.beta1", "optimizer.adamw.beta2", "ema_decay",
 )  # fmt: skip
 MOST = {"data.prefetch": (64, "batches of a worker"), "data.workers": (128, "processes of a rank")}
 
@@ -184,9 +188,7 @@ def check(c: Config) -> list[str]:
             f"model.num_variate_layers_per_group={m.num_variate_layers_per_group} must leave a time layer in a "
             f"group of {group}"
         )
-    if not 0 <= c.parallel.activation_checkpointing <= 1:
-        share = c.parallel.activation_checkpointing
-        out.append(f"parallel.activation_checkpointing={share} is a share of the layers; it must be in [0, 1]")
+    out += parallel_problems(c)
     if not 0 <= c.objective.max_rate < 1:
         out.append(f"objective.max_rate={c.objective.max_rate} must be in [0, 1)")
     if d.length % m.patch_size or d.length < 2 * m.patch_size:
@@ -205,8 +207,6 @@ def check(c: Config) -> list[str]:
     out += _stage_problems(c) + _augment_problems(d.augment)
     if not d.mixture and not c.plan:
         out.append("data.mixture is empty; choose data=quickstart, or data=shards data.mixture.corpus.path=FOLDER")
-    if c.global_rows % c.micro_rows:
-        out.append(f"micro_rows={c.micro_rows} must divide global_rows={c.global_rows}")
     if s.warmup_steps + s.decay_steps > s.max_steps:
         out.append(
             f"schedule.max_steps={s.max_steps} is shorter than warmup_steps={s.warmup_steps} + "
@@ -242,11 +242,6 @@ def _optimizer_problems(c: Config) -> list[str]:
         out.append(
             f"{where}.momentum_warmup_steps={n.momentum_warmup_steps} must not exceed "
             f"schedule.max_steps={c.schedule.max_steps}"
-        )
-    if c.parallel.mode == "single" and n.replicated_state != "replicated":
-        out.append(
-            f"{where}.replicated_state={n.replicated_state} needs ranks that hold copies; leave it at replicated under "
-            "parallel.mode=single"
         )
     if c.optimizer.stack == "adamw":
         unread = {"split": (n.split, "none"), "normalize": (n.normalize, True)}

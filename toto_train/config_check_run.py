@@ -1,0 +1,58 @@
+"""Impossible combinations of the settings in `config_run`."""
+
+from __future__ import annotations
+
+from toto_train.config import Config
+
+MODES = ("single", "ddp", "fsdp2", "hsdp", "deepspeed")
+
+
+def parallel_problems(c: Config) -> list[str]:
+    """What is wrong with how the run is spread over devices; `rank_problems` says the rest once they are counted."""
+    out, p, n = [], c.parallel, c.optimizer.normuon
+    if p.mode == "single" and (p.devices, p.nodes) != (1, 1):
+        out.append(
+            f"parallel.devices={p.devices}, parallel.nodes={p.nodes} need parallel=ddp, fsdp2, hsdp or deepspeed; "
+            "parallel=single is one process"
+        )
+    if p.mode == "deepspeed" and c.optimizer.stack != "adamw":
+        out.append(
+            f"optimizer.stack={c.optimizer.stack} does not work under parallel.mode=deepspeed, whose ZeRO hands an "
+            "optimizer flat pieces of matrices; use optimizer=adamw with it, or parallel=ddp, fsdp2 or hsdp"
+        )
+    if p.mode == "deepspeed" and p.zero_stage not in (1, 2, 3):
+        out.append(f"parallel.zero_stage={p.zero_stage} must be 1, 2 or 3")
+    if p.precision == "bf16_master" and p.mode in ("single", "ddp"):
+        out.append(
+            f"parallel.precision=bf16_master needs parallel=fsdp2, hsdp or deepspeed (one device will do); "
+            f"parallel.mode={p.mode} takes fp32 or bf16"
+        )
+    if p.shards and p.mode != "hsdp":
+        out.append(f"parallel.shards={p.shards} is for parallel=hsdp; leave it at 0 under parallel.mode={p.mode}")
+    if not 0 <= p.activation_checkpointing <= 1:
+        share = p.activation_checkpointing
+        out.append(f"parallel.activation_checkpointing={share} is a share of the layers; it must be in [0, 1]")
+    if p.mode != "ddp" and n.replicated_state != "replicated":
+        out.append(
+            f"optimizer.normuon.replicated_state={n.replicated_state} needs ranks that hold copies (parallel=ddp); leave "
+            f"it at replicated under parallel.mode={p.mode}"
+        )
+    if not 0 < c.hardware.mfu <= 1:
+        out.append(f"hardware.mfu={c.hardware.mfu} is a share of the peak; it must be in (0, 1]")
+    return out + (rank_problems(c) if p.devices else [])
+
+
+def rank_problems(c: Config) -> list[str]:
+    """What does not divide, with the number of ranks known."""
+    out, p = [], c.parallel
+    ranks = f"{p.devices} devices x {p.nodes} nodes"
+    if c.global_rows % (c.world * c.micro_rows):
+        out.append(
+            f"global_rows={c.global_rows} must be a multiple of {ranks} x micro_rows={c.micro_rows}; change one of them"
+            if c.world > 1
+            else f"micro_rows={c.micro_rows} must divide global_rows={c.global_rows}"
+        )
+    shards = p.shards or p.devices
+    if p.mode == "hsdp" and c.world % shards:
+        out.append(f"parallel.shards={shards} must divide {ranks}")
+    return out
