@@ -34,8 +34,8 @@ def parallel_problems(c: Config) -> list[str]:
         out.append(f"parallel.activation_checkpointing={share} is a share of the layers; it must be in [0, 1]")
     if p.mode != "ddp" and n.replicated_state != "replicated":
         out.append(
-            f"optimizer.normuon.replicated_state={n.replicated_state} needs ranks that hold copies (parallel=ddp); leave "
-            f"it at replicated under parallel.mode={p.mode}"
+            f"optimizer.normuon.replicated_state={n.replicated_state} needs ranks that hold copies (parallel=ddp); "
+            f"leave it at replicated under parallel.mode={p.mode}"
         )
     if not 0 < c.hardware.mfu <= 1:
         out.append(f"hardware.mfu={c.hardware.mfu} is a share of the peak; it must be in (0, 1]")

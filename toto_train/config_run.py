@@ -8,8 +8,8 @@ from dataclasses import dataclass
 @dataclass
 class ParallelConfig:
     mode: str = "single"
-    """single | ddp (a copy of everything on every rank) | fsdp2 (weights, gradients and optimizer sharded over all ranks)
-    | hsdp (sharded over `shards` ranks, copied between those groups) | deepspeed (ZeRO, with optimizer.stack=adamw)."""
+    """single | ddp (a copy of everything on every rank) | fsdp2 (weights, gradients and optimizer state sharded over all
+    ranks) | hsdp (sharded over `shards` ranks, copied between those groups) | deepspeed (ZeRO, with AdamW only)."""
     devices: int = 1
     """Ranks on a node; 0 means every visible GPU."""
     nodes: int = 1
@@ -18,8 +18,8 @@ class ParallelConfig:
     zero_stage: int = 2
     """deepspeed: 1 shards the optimizer, 2 gradients too, 3 weights too."""
     precision: str = "fp32"
-    """fp32 | bf16 (autocast; weights, gradients, scaler and loss stay fp32) | bf16_master (fsdp2, hsdp, deepspeed: weights
-    are gathered and used in bf16, gradients reduced and masters kept in fp32)."""
+    """fp32 | bf16 (autocast; weights, gradients, scaler and loss stay fp32) | bf16_master (fsdp2, hsdp, deepspeed:
+    weights are gathered and used in bf16, gradients reduced and masters kept in fp32)."""
     compile: bool = False
     activation_checkpointing: float = 0.0
     """Share of the layers, from the first, that keep only their input for the backward and compute the rest again:
