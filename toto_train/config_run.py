@@ -8,7 +8,7 @@ from dataclasses import dataclass
 @dataclass
 class ParallelConfig:
     mode: str = "single"
-    """single | ddp (a copy of everything on every rank) | fsdp2 (weights, gradients and optimizer state sharded over all
+    """single | ddp (a copy of everything on every rank) | fsdp2 (weights, gradients, optimizer state sharded over all
     ranks) | hsdp (sharded over `shards` ranks, copied between those groups) | deepspeed (ZeRO, with AdamW only)."""
     devices: int = 1
     """Ranks on a node; 0 means every visible GPU."""
