@@ -31,26 +31,30 @@ ConfigStore.instance().store("defaults", OmegaConf.create(dataclasses.asdict(Con
 
 def main(argv: list[str], configs: Path) -> int:
     """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help, -m) go to Hydra."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_AboveTheBar()])
+    log_to_stderr(logging.INFO)
     if any(a.startswith("-") for a in argv):
-        return _guarded(lambda: _by_hydra(argv, configs))
-    return _guarded(lambda: _run(config_from_overrides(argv, configs)))
+        return guarded(lambda: _by_hydra(argv, configs))
+    return guarded(lambda: _run(config_from_overrides(argv, configs)))
 
 
-def _guarded(job: Callable[[], None]) -> int:
-    """Exit status of a job; what a user can cause is one message, anything else a traceback."""
+def log_to_stderr(level: int, prefix: str = "") -> None:
+    """Log lines on stderr, above any progress bar."""
+    logging.basicConfig(level=level, format=f"{prefix}%(message)s", handlers=[_AboveTheBar()])
+
+
+def guarded(job: Callable[[], None], rank: int = 0) -> int:
+    """Exit status of a job; what a user can cause is one message, by one rank, anything else a traceback."""
+    name = f"train.py, rank {rank}" if rank else "train.py"
     try:
         job()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RunStopped as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return error.status
+    except (ConfigError, RunStopped) as error:  # the same on all ranks
+        if not rank:
+            print(error if isinstance(error, ConfigError) else f"{name}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else error.status
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, HydraException) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -63,9 +67,9 @@ class _AboveTheBar(logging.Handler):
 
 
 def _run(config: Config) -> None:
-    from toto_train.run import run  # torch and Lightning load only once the config is known to be good
+    from toto_train.launch import launch  # torch and Lightning load only once the config is known to be good
 
-    run(config)
+    launch(config)
 
 
 def _by_hydra(argv: list[str], configs: Path) -> None:
@@ -87,7 +91,7 @@ def _job(tree: DictConfig) -> None:
             config.name = f"{config.name}-{facts.job.override_dirname.replace('/', '.')}"
         _run(config)
 
-    if status := _guarded(job):
+    if status := guarded(job):
         raise SystemExit(status)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,20 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from toto_train.checkpoint import Position
 from toto_train.config import Config
 from toto_train.model.toto import Toto
-from toto_train.model.umup import set_replicas
 from toto_train.objective import loss_sum
 from toto_train.optim.layout import global_norm, local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr, set_momentum, warm_momentum, wsd
+from toto_train.ranks import ALONE, Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What asks a run to save and stop."""
 
 
 def keep_freed_memory() -> None:
@@ -33,20 +37,33 @@ def keep_freed_memory() -> None:
 
 
 class TrainingModule(pl.LightningModule):
-    """Automatic optimisation; `position` advances when an optimizer step completes."""
+    """Automatic optimisation; `position` advances when an optimizer step completes.
 
-    def __init__(self, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position):
+    model: laid out over the ranks already (`parallel.build`), with the optimizer made for it. Each rank sees its rows;
+    losses, weights, points and stop requests are summed over the ranks once a step.
+    """
+
+    def __init__(self, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position, ranks: Ranks = ALONE):
         super().__init__()
-        self.config, self.optimizer, self.position = config, optimizer, position
+        self.config, self.optimizer, self.position, self.ranks = config, optimizer, position, ranks
         self.model = model
-        self._predict = torch.compile(model.forward) if config.parallel.compile else model.forward
-        set_replicas(model, config.accumulation)
-        model.recompute = math.ceil(config.parallel.activation_checkpointing * config.model.num_layers)
         self._loss, self._weight = torch.zeros(()), torch.zeros(())
+        self._points = 0
+        self.signal = 0
+        """Number of the signal that asked this process to stop."""
+        self.stop = 0
+        """Number of the signal that some rank was asked to stop by, known to all at the same step edge."""
         self.last: dict[str, Tensor] = {}
         """Loss and gradient norm of the last completed step, left on the device until somebody reads them."""
         self.aside = 0.0
         """Seconds that callbacks spent on other things than training (validation, saving); meters leave them out."""
+        self.ema: dict[str, Tensor] = {}
+        """Averaged weights by name, laid out as the weights are; empty where config.ema_decay is 0."""
+        if config.ema_decay:
+            self.ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def configure_model(self) -> None:
+        """Nothing: `parallel.build` has done it. Lightning's strategy for sharded models asks for the hook."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer
@@ -55,21 +72,25 @@ class TrainingModule(pl.LightningModule):
         target, mask, hidden = batch["target"], batch["target_mask"], batch["cpm_mask"]
         c = self.config
         device = target.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=c.parallel.precision == "bf16"):
-            prediction = self._predict(target, mask, hidden, batch["series_ids"], batch["flags"], labelled=True)
+        with torch.autocast(device, torch.bfloat16, enabled=c.parallel.precision != "fp32"):
+            prediction = self.model(target, mask, hidden, batch["series_ids"], batch["flags"], labelled=True)
         loss, weight = loss_sum(prediction, target, mask, hidden, c.model.patch_size, c.objective.label_clamp)
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._weight = self._weight.to(loss.device) + weight
-        self.position.points += batch["points"]
-        # sums are accumulated and divided once, by the weight of the whole step; Lightning's own 1/accumulation goes
-        return loss * c.accumulation
+        self._points += batch["points"]
+        # sums are accumulated and divided once, by the weight of the whole step; Lightning's own 1/accumulation goes,
+        # and so does the 1/world of averages over ranks
+        return loss * (c.accumulation * self.ranks.world)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn summed gradients into those of the mean, clip, and set this step's learning rate; no host sync."""
         c = self.config
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        weight = self._weight.clamp(min=1)
+        sums = torch.stack([self._loss, self._weight])
+        if self.ranks.world > 1:
+            dist.all_reduce(sums)
+        loss, weight = sums[0], sums[1].clamp(min=1)
         norm = global_norm(gradients) / weight
         # where even the norm overflows, clipping would make zeros of the gradients: the optimizer is to skip the step
         factor = torch.where(norm.isfinite(), 1 / weight, torch.nan)
@@ -78,12 +99,25 @@ class TrainingModule(pl.LightningModule):
         torch._foreach_mul_([local(g) for g in gradients], factor)
         set_lr(optimizer, wsd(self.position.step, c.schedule))
         set_momentum(optimizer, warm_momentum(self.position.step, c.optimizer.normuon))
-        self.last = {"loss": self._loss / weight, "grad_norm": norm}
+        self.last = {"loss": loss / weight, "grad_norm": norm}
         self._loss, self._weight = torch.zeros_like(self._loss), torch.zeros_like(self._weight)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.position.step += 1  # here, so that every callback at the end of the batch sees the new position
+        if self.ema:
+            with torch.no_grad():
+                here = [local(p) for p in self.model.parameters()]
+                torch._foreach_lerp_([local(t) for t in self.ema.values()], here, 1 - self.config.ema_decay)
+        self.end_step()
+
+    def end_step(self) -> None:
+        """The edge of a step: every rank comes to know the same, and callbacks at the end of the batch see it."""
+        asked = [float(self.signal == n) for n in SIGNALS]
+        points, *asked = self.ranks.sum([float(self._points), *asked]).tolist()
+        self.position.step += 1
+        self.position.points += int(points)
+        self._points = 0
+        self.stop = next((n for n, count in zip(SIGNALS, asked, strict=True) if count), 0)
 
     def whole_step(self, batch_idx: int) -> bool:
         """Whether an optimizer step ended with this micro-batch."""

@@ -12,7 +12,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -30,7 +30,7 @@ from toto_train.data.loader import RowDataModule
 from toto_train.data.order import Order
 from toto_train.data.rows import verify_shards
 from toto_train.evaluation import output
-from toto_train.evaluation.job import pick_device, progress_bar
+from toto_train.evaluation.job import progress_bar
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
@@ -40,6 +40,8 @@ from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import build_optimizer, describe_routing
+from toto_train.parallel import build, replicas, strategy
+from toto_train.ranks import join, pick_device, resolve_devices
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ OWN = ("checkpoints", "export", "routing.txt", "metrics.csv", "sources.csv", "sc
 
 
 def run(config: Config) -> None:
-    """Do what the config says; the same config again resumes where it stopped."""
+    """Do what the config says, as one of its ranks; the same config again resumes where it stopped."""
     # everything that can be wrong is found before a folder is touched
     source = choose_source(config)
     if config.plan:
@@ -61,6 +63,7 @@ def run(config: Config) -> None:
     device = pick_device(config.parallel.device, "parallel.device")
     if device == "cpu":
         keep_freed_memory()
+    resolve_devices(config, device)
     data = RowDataModule(config)
     fingerprint = data.order.fingerprint
     check_shards(config, data.order)
@@ -68,24 +71,36 @@ def run(config: Config) -> None:
     heldout = open_tasks(config, "heldout", data.order) if config.report and config.heldout.path else None
     if config.logger.wandb != "off" and importlib.util.find_spec("wandb") is None:
         raise ConfigError([f"logger.wandb={config.logger.wandb!r} needs wandb: pip install 'toto-train[wandb]'"])
-    with open_folder(config) as folder:
-        log.info("%s\n", plan.describe(config))
-        model = Toto.create(config.model, config.seed, device)
-        optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
-        position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)
-        if source and not position.step:
-            source.load_into(model)
-            if source.fingerprint == fingerprint:
-                log.warning("the rows will be those that %s saw, from the first on; seed= draws others", source.folder)
-        write_text(folder / "config.yaml", to_yaml(config))
-        routing = describe_routing(model.named_parameters(), config.optimizer, config.model.num_layers)
-        write_text(folder / "routing.txt", routing + "\n")
-        data.start_step = position.step
-        module = TrainingModule(config, model, optimizer, position)
-        if position.step < config.schedule.max_steps:
-            fit(folder, module, data, validation)
-        if config.report:
+    with ExitStack() as stack:
+        with join(config, device) as ranks:
+            folder = Path(config.out) / config.name
+            ranks.agreed(lambda: stack.enter_context(open_folder(config)))
+            if ranks.first:
+                log.info("%s\n", plan.describe(config))
+            model = build(config, ranks)
+            optimizer = build_optimizer(
+                model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
+            )
+            position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)
+            if source and not position.step:
+                source.load_into(model)
+                if source.fingerprint == fingerprint:
+                    log.warning("the rows will be those that %s saw, from the first on; seed= draws others",
+                                source.folder)  # fmt: skip
+            ranks.agreed(lambda: write_facts(folder, config, model))
+            data.start_step = position.step
+            module = TrainingModule(config, model, optimizer, position, ranks)
+            if position.step < config.schedule.max_steps:
+                fit(folder, module, data, validation)
+        if ranks.first and config.report:  # the others have parted
             finish(folder, config, device, heldout)
+
+
+def write_facts(folder: Path, config: Config, model: Toto) -> None:
+    """What is known before the first step: every setting, and which optimizer each parameter has."""
+    write_text(folder / "config.yaml", to_yaml(config))
+    routing = describe_routing(model.named_parameters(), config.optimizer, config.model.num_layers)
+    write_text(folder / "routing.txt", routing + "\n")
 
 
 def check_shards(config: Config, order: Order) -> None:
@@ -172,7 +187,7 @@ def open_folder(config: Config) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or the start of one."""
     if not (folder / "config.yaml").is_file():
-        return all(p.name in (".lock", ".config.yaml.tmp") for p in folder.iterdir())
+        return all(p.name in (".lock", ".config.yaml.tmp", "launch.yaml") for p in folder.iterdir())
     tree = OmegaConf.load(folder / "config.yaml")
     return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
 
@@ -197,9 +212,11 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     best = checkpoint.best(folder, validation.fingerprint if validation is not None else "")
     record = checkpoint.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
     validating = Validation(validation, record["best"], record["bound"])
-    meters = Meters(MetricsFile(folder / "metrics.csv", start), config.logger.every_steps, total, validating)
+    meters = Meters(
+        MetricsFile(folder / "metrics.csv", start, module.ranks.first), config.logger.every_steps, total, validating
+    )
     saving = Saving(folder, data.order, validating)
-    reads = Reads(folder / "sources.csv", data.rows.labels, start, config.logger.every_steps)
+    reads = Reads(folder / "sources.csv", data.rows.labels, start, config.logger.every_steps, module.ranks.first)
     callbacks: list[pl.Callback] = [
         validating,
         meters,
@@ -209,13 +226,12 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     trainer = pl.Trainer(
-        accelerator="gpu" if next(module.parameters()).is_cuda else "cpu",
-        devices=1,
+        **strategy(config, module.ranks),
         max_steps=total - start,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulation,
         callbacks=callbacks,
-        logger=wandb_logger(config, folder),
+        logger=wandb_logger(config, folder) if module.ranks.first else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -225,7 +241,7 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     trainer.fit(module, datamodule=data)
     if module.position.step < total:
         message = f"stopped at step {module.position.step} of {total}, saved; the same command goes on from there"
-        raise RunStopped(message, 128 + saving.signal if saving.signal else 1)
+        raise RunStopped(message, 128 + module.stop if module.stop else 1)
 
 
 def wandb_logger(config: Config, folder: Path) -> Logger | bool:

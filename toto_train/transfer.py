@@ -41,6 +41,8 @@ from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.objective import loss_sum
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import LR_RULES, build_optimizer
+from toto_train.parallel import build
+from toto_train.ranks import ALONE
 
 RULES = (*LR_RULES, "muon", "adamw")
 """What trains the stack's matrices: NorMuon by a rule for its learning rate, plain Muon (spectral), or AdamW."""
@@ -147,7 +149,7 @@ def train(trial: Trial, shared: Shared) -> Result:
     begin = time.process_time()
     config, held = training_config(trial, shared), heldout_config(shared)
     probe = list(RowLoader(held, Rows(held)))
-    model = Toto.create(config.model, config.seed)
+    model = build(config, ALONE)
     optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
     if trial.rule == "adamw":
         _set_stack_lr(optimizer, trial.lr)
@@ -158,7 +160,7 @@ def train(trial: Trial, shared: Shared) -> Result:
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        module.position.step += 1
+        module.end_step()
         loss = module.last["loss"].item()
         due = (i + 1) * PROBES // shared.steps > i * PROBES // shared.steps
         scored = heldout_loss(model, held, probe) if due else math.nan

@@ -12,10 +12,11 @@ from toto_train import checkpoint
 from toto_train.checkpoint import Position
 from toto_train.config import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from toto_train.model.decoder import MaskFlags
-from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
 from toto_train.objective import loss_sum
 from toto_train.optim.recipe import build_optimizer
+from toto_train.parallel import build
+from toto_train.ranks import ALONE
 
 
 def module(clip: float = 7.0, micro: int = 4, **parallel) -> TrainingModule:
@@ -29,7 +30,7 @@ def module(clip: float = 7.0, micro: int = 4, **parallel) -> TrainingModule:
     )
     for key, value in parallel.items():
         setattr(config.parallel, key, value)
-    model = Toto.create(config.model, seed=0)
+    model = build(config, ALONE)
     optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
     return TrainingModule(config, model, optimizer, Position())
 
@@ -202,7 +203,7 @@ def test_compiled_steps_have_no_graph_breaks_and_one_graph_per_mask_case():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     m, eager = module(), module()
-    m._predict = torch.compile(m.model.forward, backend=counter, fullgraph=True)
+    m.model.compile(backend=counter, fullgraph=True)
     cases = [MaskFlags(a, b) for a in (False, True) for b in (False, True)]
     for repeat in range(2):
         for flags in cases:

@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,16 +17,17 @@ import torch.multiprocessing as mp
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
 from toto_train import checkpoint
-from toto_train.callbacks.validation import Validation, sum_over_ranks
+from toto_train.callbacks.validation import Validation
 from toto_train.checkpoint import Position
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ModelConfig, ScheduleConfig, TasksConfig
 from toto_train.evaluation.score import evaluate
 from toto_train.evaluation.tasks import TaskSet
 from toto_train.forecast import Forecaster
-from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
 from toto_train.optim.recipe import build_optimizer
+from toto_train.parallel import build
+from toto_train.ranks import ALONE, Ranks
 from toto_train.run import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -162,22 +162,22 @@ def test_a_score_that_does_not_exist_is_no_improvement_and_an_equal_one_is(tmp_p
     assert not callback.chosen
 
 
-def training_module() -> TrainingModule:
+def training_module(ranks: Ranks = ALONE) -> TrainingModule:
     config = Config(model=ModelConfig(d_model=32, d_ff=64), schedule=ScheduleConfig(max_steps=1, warmup_steps=0))
     config.micro_rows = config.global_rows
-    model = Toto.create(config.model, seed=0)
+    model = build(config, ALONE)
     optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
-    return TrainingModule(config, model, optimizer, Position(step=1))
+    return TrainingModule(config, model, optimizer, Position(step=1), ranks)
 
 
-def validate(callback: Validation, module: TrainingModule, rank: int = 0, world: int = 1) -> None:
-    trainer = SimpleNamespace(global_rank=rank, world_size=world, is_global_zero=rank == 0)
+def validate(callback: Validation, module: TrainingModule) -> None:
+    trainer = SimpleNamespace(is_global_zero=module.ranks.first)
     callback.on_train_batch_end(trainer, module, None, None, 0)
 
 
 def on_a_rank(rank: int, world: int, folder: Path, tasks: TaskSet) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
-    m = training_module()
+    m = training_module(Ranks(torch.device("cpu"), rank, rank, world))
     windows = 0
 
     class Counting(Forecaster):
@@ -186,12 +186,11 @@ def on_a_rank(rank: int, world: int, folder: Path, tasks: TaskSet) -> None:
             windows += len(contexts)
             return super().__call__(contexts, horizon)
 
-    gather = partial(sum_over_ranks, device=m.device)
-    shares = {"rank": rank, "world": world, "gather": gather}
+    shares = {"rank": rank, "world": world, "gather": m.ranks.sum}
     scores = evaluate(Counting(m.model), tasks, draws=0, max_points=2000, **shares)
     np.savez(folder / f"{rank}.npz", windows=windows, **vars(scores.model))
     callback = Validation(tasks)
-    validate(callback, m, rank, world)
+    validate(callback, m)
     (folder / f"{rank}.json").write_text(json.dumps([callback.scores, callback.chosen]))
     dist.barrier()
     dist.destroy_process_group()

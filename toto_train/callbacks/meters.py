@@ -31,8 +31,11 @@ val/*: relative to Seasonal Naive on the validation tasks."""
 class MetricsFile:
     """metrics.csv: one row a report; rows after the step a run resumes from are cut."""
 
-    def __init__(self, path: Path, start_step: int):
-        self.path = path
+    def __init__(self, path: Path, start_step: int, writes: bool = True):
+        """writes: False on all ranks but the first, which leave the file alone."""
+        self.path, self.seconds_before = path, 0.0
+        if not writes:
+            return
         kept = [row for row in _whole_rows(path) if int(row["step"]) <= start_step]
         temporary = path.with_name(path.name + ".tmp")
         with temporary.open("w", newline="") as file:
@@ -64,7 +67,7 @@ class Meters(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
-        self.watched = sys.stderr.isatty()
+        self.watched = sys.stderr.isatty() and module.ranks.first
         self.bar = tqdm(
             total=self.total, initial=module.position.step, unit="step", disable=not self.watched, dynamic_ncols=True
         )
@@ -118,10 +121,11 @@ class Meters(pl.Callback):
             "perf/data_wait": round(self.waited / elapsed, 4),
         }
         row |= {f"val/{name}": value for name, value in (self.validation.scores_at(position.step) or {}).items()}
-        self.file.write(row)
-        for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=position.step)
-        self._show(row, now, position.step)
+        if module.ranks.first:
+            self.file.write(row)
+            for logger in trainer.loggers:
+                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=position.step)
+            self._show(row, now, position.step)
         self._start_window(module, now)
 
     def _show(self, row: dict[str, float | int], now: float, step: int) -> None:

@@ -20,8 +20,12 @@ shows here, whichever process waited), and windows that could not be read; one l
 class Reads(pl.Callback):
     """Writes sources.csv every `every` steps; lines after the step a run resumes from are cut."""
 
-    def __init__(self, path: Path, labels: list[str], start_step: int, every: int):
+    def __init__(self, path: Path, labels: list[str], start_step: int, every: int, writes: bool = True):
+        """writes: False on all ranks but the first, which leave the file alone."""
         self.path, self.labels, self.every = path, labels, every
+        self._clear()
+        if not writes:
+            return
         kept = []
         if path.exists():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -32,7 +36,6 @@ class Reads(pl.Callback):
             writer.writeheader()
             writer.writerows(kept)
         os.replace(temporary, path)
-        self._clear()
 
     def _clear(self) -> None:
         self.sums = np.zeros((3, len(self.labels)))  # rows, seconds, windows lost
@@ -46,7 +49,10 @@ class Reads(pl.Callback):
             np.add.at(total, reads["source"], values)
         step = module.position.step
         if module.whole_step(batch_idx) and (step % self.every == 0 or step == module.config.schedule.max_steps):
-            self._write(step)
+            self.sums = module.ranks.sum(self.sums)
+            if module.ranks.first:
+                self._write(step)
+            self._clear()
 
     def _write(self, step: int) -> None:
         rows, seconds, lost = self.sums
@@ -58,4 +64,3 @@ class Reads(pl.Callback):
                 writer.writerow(
                     (step, self.labels[k], int(rows[k]), share, f"{seconds[k]:.4f}", f"{ms:.3f}", int(lost[k]))
                 )
-        self._clear()

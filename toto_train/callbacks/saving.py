@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from toto_train import checkpoint
 from toto_train.callbacks.validation import Validation
 from toto_train.data.order import Order
-from toto_train.module import TrainingModule
+from toto_train.module import SIGNALS, TrainingModule
 
 
 class Saving(pl.Callback):
@@ -20,17 +20,17 @@ class Saving(pl.Callback):
 
     def __init__(self, run: Path, order: Order, validation: Validation):
         self.run, self.fingerprint, self.data, self.validation = run, order.fingerprint, order.facts, validation
-        self.signal = 0
-        """Number of the signal that asked the run to stop."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # after Lightning set its own handlers, which stop in the middle of a step or exit with status 0
-        self.former = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        assert isinstance(module, TrainingModule)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
+        def stop(number: int, frame: FrameType | None) -> None:
+            if module.signal and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            module.signal = number
+
+        # after Lightning set its own handlers, which stop in the middle of a step or exit with status 0
+        self.former = {n: signal.signal(n, stop) for n in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -41,12 +41,12 @@ class Saving(pl.Callback):
             return
         record = self.validation.record if self.validation.scores_at(step) is not None else None
         chosen = record is not None and self.validation.chosen
-        if self.signal or chosen or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
+        if module.stop or chosen or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
                 checkpoint.save(
                     self.run, c, module.model, module.optimizer, module.position, self.fingerprint, record, self.data
                 )
-        trainer.should_stop = trainer.should_stop or bool(self.signal)
+        trainer.should_stop = trainer.should_stop or bool(module.stop)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for number, handler in self.former.items():

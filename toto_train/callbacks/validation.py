@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
-import torch
 
 from toto_train.evaluation.metrics import Sums
 from toto_train.evaluation.score import evaluate
 from toto_train.evaluation.tasks import TaskSet
 from toto_train.forecast import Forecaster
 from toto_train.module import TrainingModule
+from toto_train.parallel import whole
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +57,13 @@ class Validation(pl.Callback):
         with module.set_aside():
             training = module.model.training
             scores = evaluate(
-                Forecaster(module.model, module.device),
+                Forecaster(whole(module.model, module.ema or None), module.ranks.device),
                 self.tasks,
                 baseline=self.baseline,
                 draws=DRAWS,
-                rank=trainer.global_rank,
-                world=trainer.world_size,
-                gather=partial(sum_over_ranks, device=module.device) if trainer.world_size > 1 else None,
+                rank=module.ranks.rank,
+                world=module.ranks.world,
+                gather=module.ranks.sum if module.ranks.world > 1 else None,
             )
             module.model.train(training)
         self.baseline = scores.baseline
@@ -96,10 +94,3 @@ class Validation(pl.Callback):
         newest = f" {self.scores['mwql']:#.3g}" if self.scores else ""
         best = f" (best {self.best:#.3g})" if math.isfinite(self.best) else ""
         return f"val{newest}{best}" if newest or best else ""
-
-
-def sum_over_ranks(array: np.ndarray, device: torch.device) -> np.ndarray:
-    """Sum of the ranks' arrays, float64, the same on every rank. device: one that the process group can send from."""
-    total = torch.tensor(array, dtype=torch.float64, device=device)
-    torch.distributed.all_reduce(total)
-    return total.cpu().numpy()

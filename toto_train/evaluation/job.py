@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data_pipelines.sources.files import FileSource
 from toto_train import checkpoint, hub
-from toto_train.config import ConfigError, TasksConfig
+from toto_train.config import TasksConfig
 from toto_train.evaluation import cache, peers, reference, rows
 from toto_train.evaluation.output import largest_difference, side_by_side, table, write
 from toto_train.evaluation.report import write_report
@@ -30,6 +29,7 @@ from toto_train.evaluation.tasks import TERMS, TaskSet
 from toto_train.files import write_text
 from toto_train.forecast import Forecaster
 from toto_train.model.toto import Toto
+from toto_train.ranks import pick_device
 
 log = logging.getLogger(__name__)
 
@@ -215,15 +215,6 @@ def _open_out(out: Path, about: dict[str, Any], request: dict[str, Any], replace
 def _span(steps: np.ndarray) -> str:
     low, high = int(steps.min()), int(steps.max())
     return f"{high:,} steps" if low == high else f"{low:,} to {high:,} steps"
-
-
-def pick_device(wanted: str, key: str = "device") -> str:
-    """'cpu' or 'cuda' for auto, cpu or cuda. Raises ConfigError naming the setting `key`."""
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise ConfigError([f"{key}={wanted!r} must be one of auto, cpu, cuda"])
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError([f"{key}='cuda', but torch sees no CUDA device; use {key}=cpu"])
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 @contextmanager

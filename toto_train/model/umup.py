@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from toto_train.tensors import copy_into
+
 LN2 = math.log(2.0)
 # The scale that keeps silu(x) near unit variance: 0.8 / 0.2 log-interpolation between a ReLU and a linear unit.
 SILU_SCALE = math.exp(0.8 * math.log(math.sqrt(2 / (1 - 1 / math.pi))) + 0.2 * LN2)
@@ -90,4 +92,4 @@ def init_weights(model: nn.Module, seed: int) -> None:
                 continue
             key = hashlib.sha256(f"{seed}/init/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-            p.copy_(torch.randn(p.shape, generator=generator))
+            copy_into(p, torch.randn(p.shape, generator=generator))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor import zeros as distributed_zeros
 
 from toto_train.optim.adamw import adamw_step, new_state
@@ -29,6 +29,7 @@ from toto_train.optim.agreement import Agreement
 from toto_train.optim.exchange import Bucket, assign_owners, make_buckets
 from toto_train.optim.layout import Block, Layout
 from toto_train.optim.orthogonalize import resolve_dtype
+from toto_train.tensors import copy_into
 
 KINDS = ("normuon", "adamw")
 REPLICATED_STATES = ("replicated", "owner")
@@ -258,7 +259,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
             raise ValueError("optimizer state does not fit:\n" + "\n".join(f"  {p}" for p in problems))
         for name, p in self._named():
             for key, tensor in self.state[p].items():
-                _load(tensor, saved[name][key]) if saved[name] else tensor.zero_()
+                copy_into(tensor, saved[name][key]) if saved[name] else tensor.zero_()
         for group, saved_group in zip(self.param_groups, groups, strict=True):
             group.update({k: v for k, v in saved_group.items() if k not in ("params", *FIXED)})
         if "skipped_steps" in state_dict:
@@ -285,12 +286,3 @@ def _zero_rows(p: Tensor) -> Tensor:
         return torch.zeros(p.shape[0], dtype=torch.float32, device=p.device)
     placements = [Replicate() if isinstance(x, Replicate) else Shard(0) for x in p.placements]
     return distributed_zeros(p.shape[0], dtype=torch.float32, device_mesh=p.device_mesh, placements=placements)
-
-
-def _load(tensor: Tensor, saved: Tensor) -> None:
-    """Copy in place; what is whole on one side and distributed on the other finds its place."""
-    if isinstance(tensor, DTensor) and not isinstance(saved, DTensor):
-        saved = distribute_tensor(saved.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-    elif isinstance(saved, DTensor) and not isinstance(tensor, DTensor):
-        saved = saved.full_tensor()
-    tensor.copy_(saved)

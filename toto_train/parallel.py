@@ -1,0 +1,116 @@
+"""How the model is laid out over the ranks, and what Lightning is told of it.
+
+`build` applies everything to the model from outside, in a fixed order: activation checkpointing, compile, shard, then
+memory and weights. The rest of the code sees a Toto whose parameters are plain tensors, or DTensors where sharded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies.parallel import ParallelStrategy
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from toto_train.config import Config
+from toto_train.model.toto import Toto
+from toto_train.model.umup import init_weights, set_replicas
+from toto_train.ranks import Ranks
+from toto_train.tensors import copy_into
+
+
+def build(config: Config, ranks: Ranks) -> Toto:
+    """The model of a run on its devices, with the weights that its seed gives."""
+    p = config.parallel
+    with torch.device("meta"):
+        model = Toto(config.model)
+    set_replicas(model, config.world * config.accumulation)
+    model.recompute = math.ceil(p.activation_checkpointing * config.model.num_layers)
+    if p.compile:
+        compile_model(model, ranks.mesh is not None)
+    if ranks.mesh is not None:
+        # the dtype of activations is autocast's; the policy casts weights before they are gathered
+        low = p.precision == "bf16_master"
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        options: dict[str, Any] = {"mesh": ranks.mesh, **({"mp_policy": policy} if low else {})}
+        for layer in model.layers:
+            fully_shard(layer, **options)
+        fully_shard(model, **options)
+    model.to_empty(device=ranks.device)
+    init_weights(model, config.seed)
+    return model
+
+
+def compile_model(model: Toto, sharded: bool) -> None:
+    """Compile in place: the whole model as one graph, or, where weights are gathered between layers, each layer."""
+    if not sharded:
+        model.compile()
+        return
+    # layers share their code and differ in the weights of their residuals, which are constants of the graph
+    torch._dynamo.config.specialize_float = True
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(model.layers))
+    for layer in model.layers:
+        layer.compile()
+
+
+def replicas(config: Config) -> dist.ProcessGroup | None:
+    """The ranks that hold copies of plain parameters, for the optimizer."""
+    return dist.group.WORLD if config.parallel.mode == "ddp" and config.world > 1 else None
+
+
+def strategy(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """What Lightning's Trainer is to be told of the ranks."""
+    p, accelerator = config.parallel, "gpu" if ranks.device.type == "cuda" else "cpu"
+    if p.mode == "single":
+        return {"accelerator": accelerator, "devices": 1}
+    chosen: Strategy = _Sharded(ranks.mesh) if ranks.mesh is not None else _ddp()
+    return {
+        "accelerator": accelerator,
+        "devices": p.devices,
+        "num_nodes": p.nodes,
+        "strategy": chosen,
+        "plugins": [TorchElasticEnvironment()],
+        "use_distributed_sampler": False,
+    }
+
+
+def _ddp() -> DDPStrategy:
+    """DDP whose buckets stay as they are first made: otherwise they are made anew after a step, other gradients are
+    summed together, and a resumed run, whose first step has the first ones again, differs in the last bit."""
+    return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+
+
+class _Sharded(ModelParallelStrategy):
+    """Lightning's strategy for a model that is sharded already, over a mesh that may have replicas."""
+
+    def __init__(self, mesh: DeviceMesh | None):
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1)
+        self.mesh = mesh
+
+    def setup_environment(self) -> None:
+        ParallelStrategy.setup_environment(self)
+        self._setup_distributed()
+        self._device_mesh = self.mesh
+
+
+def whole(model: Toto, weights: dict[str, Tensor] | None = None) -> Toto:
+    """The model with whole weights on every rank: itself where it has them, else a copy (all ranks must call this).
+
+    weights: others in place of its own, by name and laid out as they are.
+    """
+    if weights is None and not any(isinstance(p, DTensor) for p in model.parameters()):
+        return model
+    with torch.device("meta"):
+        copy = Toto(model.config)
+    copy.to_empty(device=next(model.parameters()).device)
+    with torch.no_grad():
+        for (name, own), mine in zip(model.named_parameters(), copy.parameters(), strict=True):
+            copy_into(mine, own if weights is None else weights[name])
+    return copy
