@@ -18,6 +18,7 @@ from types import FrameType
 
 from toto_train.config import Config, ConfigError, RunStopped, to_yaml
 from toto_train.files import write_text
+from toto_train.watchdog import stacks
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,12 @@ def launch(config: Config) -> None:
     file = Path(config.out) / config.name / "launch.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, to_yaml(config))
+    for old in stacks(file.parent):
+        old.unlink()
     status, what = watch([sys.executable, "-m", "toto_train.rank", str(file)], p.devices, free_port())
     if status:
+        if found := stacks(file.parent):
+            what = f"no step within the time-out; where every rank stood: {', '.join(map(str, found))}; {what}"
         raise RunStopped(what, status)
 
 

@@ -22,6 +22,7 @@ from toto_train.optim.layout import global_norm, local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr, set_momentum, warm_momentum, wsd
 from toto_train.ranks import ALONE, Ranks
+from toto_train.watchdog import Watchdog
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What asks a run to save and stop."""
@@ -57,6 +58,7 @@ class TrainingModule(pl.LightningModule):
         """Loss and gradient norm of the last completed step, left on the device until somebody reads them."""
         self.aside = 0.0
         """Seconds that callbacks spent on other things than training (validation, saving); meters leave them out."""
+        self.watchdog = Watchdog()
         self.ema: dict[str, Tensor] = {}
         """Averaged weights by name, laid out as the weights are; empty where config.ema_decay is 0."""
         if config.ema_decay:
@@ -118,6 +120,10 @@ class TrainingModule(pl.LightningModule):
         self.position.points += int(points)
         self._points = 0
         self.stop = next((n for n, count in zip(SIGNALS, asked, strict=True) if count), 0)
+        self.watchdog.allow(self.config.parallel.timeout)
+
+    def on_train_start(self) -> None:
+        self.watchdog.allow(self.config.parallel.first_timeout)
 
     def whole_step(self, batch_idx: int) -> bool:
         """Whether an optimizer step ended with this micro-batch."""
@@ -125,7 +131,9 @@ class TrainingModule(pl.LightningModule):
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Count the time spent inside as not training."""
+        """Count the time spent inside as not training; it may be as long as a first step."""
         begin = time.perf_counter()
+        self.watchdog.allow(self.config.parallel.first_timeout)
         yield
+        self.watchdog.allow(self.config.parallel.timeout)
         self.aside += time.perf_counter() - begin

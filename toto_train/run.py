@@ -42,6 +42,7 @@ from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import build_optimizer, describe_routing
 from toto_train.parallel import build, replicas, strategy
 from toto_train.ranks import join, pick_device, resolve_devices
+from toto_train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +239,11 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
         limit_val_batches=0,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=data)
+    module.watchdog = Watchdog(folder / f"stack-rank{module.ranks.rank}.txt")
+    try:
+        trainer.fit(module, datamodule=data)
+    finally:
+        module.watchdog.stop()
     if module.position.step < total:
         message = f"stopped at step {module.position.step} of {total}, saved; the same command goes on from there"
         raise RunStopped(message, 128 + module.stop if module.stop else 1)
