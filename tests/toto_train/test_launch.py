@@ -1,0 +1,98 @@
+"""The watch over the ranks of one machine: real processes, small ones."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from toto_train import launch
+from toto_train.config import Config, ConfigError, ParallelConfig
+
+
+def watch(source: str, ranks: int = 3) -> tuple[int, str]:
+    return launch.watch(
+        [sys.executable, "-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{source}"], ranks, 1
+    )
+
+
+def test_ranks_know_their_places(tmp_path):
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    assert watch(f"open(f'{tmp_path}/{{rank}}', 'w').write(' '.join(os.environ[n] for n in {names}))") == (0, "")
+    assert [(tmp_path / str(r)).read_text() for r in range(3)] == [f"{r} {r} 3 3 0 127.0.0.1 1" for r in range(3)]
+
+
+def test_a_rank_that_fails_is_named_and_ends_those_that_wait_for_it(monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 0.2)
+    status, what = watch("sys.exit(7) if rank == 1 else time.sleep(1000)")
+    assert status == 7
+    assert what.startswith("rank 1 failed with exit status 7")
+
+
+def test_a_rank_that_is_killed_is_named_with_its_signal(monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 0.2)
+    status, what = watch("os.kill(os.getpid(), signal.SIGKILL) if rank == 2 else time.sleep(1000)")
+    assert status == 128 + signal.SIGKILL
+    assert what.startswith("rank 2 was killed by SIGKILL")
+
+
+def test_ranks_that_ignore_signals_end_too(monkeypatch):
+    monkeypatch.setattr(launch, "GRACE", 0.2)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsys.exit(1) if rank == 0 else time.sleep(1000)"
+    assert watch(deaf)[0] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_rank_and_their_time_to_save_is_theirs(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(launch, "GRACE", 0.0)
+    slow = f"""
+def stop(number, frame):
+    time.sleep(0.5 if rank == 0 else 0)
+    open('{tmp_path}/saved%d' % rank, 'w').close()
+    sys.exit(128 + number)
+signal.signal(signal.{number.name}, stop)
+open('{tmp_path}/up%d' % rank, 'w').close()
+time.sleep(1000)
+"""
+
+    def ask() -> None:
+        while len(list(tmp_path.glob("up*"))) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask).start()
+    status, what = watch(slow)
+    assert status == 128 + number
+    assert "the same command goes on" in what
+    assert len(list(tmp_path.glob("saved*"))) == 3
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+    rank = f"import os, time; open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(1000)"
+    code = f"import sys; from toto_train.launch import watch; watch([sys.executable, '-c', {rank!r}], 2, 1)"
+    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    while not all((tmp_path / r).exists() and (tmp_path / r).read_text() for r in "01"):
+        time.sleep(0.02)
+    launcher.kill()
+    launcher.wait()
+    pids = [int((tmp_path / r).read_text()) for r in "01"]
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_several_nodes_are_started_from_outside():
+    config = Config(parallel=ParallelConfig(mode="ddp", devices=2, nodes=2))
+    with pytest.raises(ConfigError, match=r"parallel.nodes=2: every node starts its own ranks"):
+        launch.launch(config)
