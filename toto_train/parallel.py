@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
@@ -65,8 +66,28 @@ def replicas(config: Config) -> dist.ProcessGroup | None:
     return dist.group.WORLD if config.parallel.mode == "ddp" and config.world > 1 else None
 
 
-def strategy(config: Config, ranks: Ranks) -> dict[str, Any]:
-    """What Lightning's Trainer is to be told of the ranks."""
+def trainer(config: Config, ranks: Ranks, max_steps: int, **options: Any) -> pl.Trainer:
+    """Lightning's trainer for these ranks, without what a run does itself. max_steps: from here on."""
+    made = pl.Trainer(
+        **_strategy(config, ranks),
+        max_steps=max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=config.accumulation,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    # before every micro batch Lightning broadcasts whether rank 0 was asked to stop, and waits for the device to answer;
+    # module.end_step settles that once a step, for all ranks and through host memory
+    made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return made
+
+
+def _strategy(config: Config, ranks: Ranks) -> dict[str, Any]:
+    """What the trainer is to be told of the ranks."""
     p, accelerator = config.parallel, "gpu" if ranks.device.type == "cuda" else "cpu"
     if p.mode == "single":
         return {"accelerator": accelerator, "devices": 1}

@@ -40,7 +40,8 @@ from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import build_optimizer, describe_routing
-from toto_train.parallel import build, replicas, strategy
+from toto_train.parallel import build, replicas
+from toto_train.parallel import trainer as make_trainer
 from toto_train.ranks import join, pick_device, resolve_devices
 from toto_train.watchdog import Watchdog
 
@@ -226,19 +227,8 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     ]  # scores first, meters and saving take them along
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    trainer = pl.Trainer(
-        **strategy(config, module.ranks),
-        max_steps=total - start,
-        max_epochs=-1,
-        accumulate_grad_batches=config.accumulation,
-        callbacks=callbacks,
-        logger=wandb_logger(config, folder) if module.ranks.first else False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )
+    logger = wandb_logger(config, folder) if module.ranks.first else False
+    trainer = make_trainer(config, module.ranks, total - start, callbacks=callbacks, logger=logger)
     module.watchdog = Watchdog(folder / f"stack-rank{module.ranks.rank}.txt")
     try:
         trainer.fit(module, datamodule=data)

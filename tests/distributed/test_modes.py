@@ -15,7 +15,7 @@ from toto_train.cli import config_from_overrides
 from toto_train.data.loader import RowDataModule
 from toto_train.module import TrainingModule
 from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, replicas, strategy
+from toto_train.parallel import build, replicas, trainer
 from toto_train.ranks import join
 
 pytestmark = pytest.mark.distributed
@@ -44,11 +44,7 @@ def trained(rank, world, overrides):
             model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
         )
         module = TrainingModule(config, model, optimizer, Position(), ranks)
-        pl.Trainer(
-            **strategy(config, ranks), max_steps=STEPS, max_epochs=-1, accumulate_grad_batches=config.accumulation,
-            callbacks=[losses], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, limit_val_batches=0,
-        ).fit(module, datamodule=RowDataModule(config))  # fmt: skip
+        trainer(config, ranks, STEPS, callbacks=[losses], logger=False).fit(module, datamodule=RowDataModule(config))
         tensors = dict(model.named_parameters())
         tensors |= {f"{n}.{k}": t for n, s in optimizer.state_dict()["state"].items() for k, t in s.items()}
         tensors = {n: t.detach() for n, t in tensors.items()}

@@ -1,0 +1,146 @@
+"""Faults in runs of several processes: each kills or starves real ones, and the same command ends with the bits of an
+undisturbed run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.slow]
+
+MEASURED = ("seconds", "perf/")
+"""Columns of metrics.csv that clocks decide."""
+
+
+@pytest.fixture
+def start(small_job, tmp_path) -> Callable[..., subprocess.Popen[str]]:
+    """start(name, *overrides): train.py of two ranks, as a user starts it."""
+    job = [
+        *small_job, "parallel=ddp", "parallel.devices=2", "parallel.precision=fp32", "global_rows=8",
+        "schedule.max_steps=60", "checkpoint.every_steps=10", "validate_every=30", "heldout.path=''",
+        "data.workers=1",
+    ]  # fmt: skip
+
+    def run(name: str, *overrides: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *job, f"name={name}", *overrides],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+
+    return run
+
+
+def ranks_of(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """Processes of the ranks by rank."""
+    found = [p for p in psutil.Process(launcher.pid).children() if "toto_train.rank" in p.cmdline()]
+    return {int(p.environ()["RANK"]): p for p in found}
+
+
+def reached(launcher: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Wait until a run has reported a step."""
+    deadline = time.monotonic() + 120
+    while not any(int(row["step"]) >= step for row in rows(run)):
+        assert launcher.poll() is None, launcher.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    if not (run / "metrics.csv").is_file():
+        return []
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
+
+
+def outcome(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
+    """Exported weights, and what metrics.csv says but for times."""
+    kept = [{k: v for k, v in row.items() if not k.startswith(MEASURED)} for row in rows(run)]
+    return load_file(run / "export" / "model.safetensors"), kept
+
+
+def same(one: Path, two: Path) -> None:
+    (weights, metrics), (others, other_metrics) = outcome(one), outcome(two)
+    assert metrics == other_metrics
+    assert set(weights) == set(others)
+    assert not [name for name, t in weights.items() if not torch.equal(t, others[name])]
+
+
+def finish(launcher: subprocess.Popen[str]) -> tuple[int, str]:
+    message = launcher.communicate(timeout=240)[1]
+    return launcher.returncode, message
+
+
+@pytest.fixture
+def undisturbed(start, tmp_path) -> Path:
+    status, message = finish(start("whole"))
+    assert status == 0, message
+    return tmp_path / "runs" / "whole"
+
+
+def test_a_run_that_lost_a_rank_goes_on_to_the_same_end(start, undisturbed, tmp_path):
+    run = tmp_path / "runs" / "killed"
+    launcher = start("killed")
+    reached(launcher, run, 24)
+    ranks_of(launcher)[1].kill()
+    status, message = finish(launcher)
+    assert status == 128 + signal.SIGKILL
+    assert "rank 1 was killed by SIGKILL" in message
+    assert finish(start("killed"))[0] == 0
+    same(run, undisturbed)
+
+    # a job that the cluster takes back: all ranks save the same step and the status asks for another go
+    run = tmp_path / "runs" / "preempted"
+    launcher = start("preempted")
+    reached(launcher, run, 14)
+    launcher.send_signal(signal.SIGTERM)
+    status, message = finish(launcher)
+    assert status == 128 + signal.SIGTERM
+    assert "the same command goes on" in message
+    assert finish(start("preempted"))[0] == 0
+    same(run, undisturbed)
+
+    # a rank that hangs: the others say where they wait
+    run = tmp_path / "runs" / "hung"
+    launcher = start("hung", "parallel.timeout=3", "parallel.first_timeout=60")
+    reached(launcher, run, 14)
+    ranks_of(launcher)[1].suspend()
+    status, message = finish(launcher)
+    assert status == 1
+    assert str(run / "stack-rank0.txt") in message
+    assert "all_reduce" in (run / "stack-rank0.txt").read_text() or "backward" in (run / "stack-rank0.txt").read_text()
+    assert finish(start("hung"))[0] == 0
+    assert not list(run.glob("stack-rank*"))
+    same(run, undisturbed)
+
+
+def test_a_shard_that_disappears_stops_the_run_which_goes_on_once_it_is_back(start, undisturbed, corpus, tmp_path):
+    run, shards = tmp_path / "runs" / "starved", tmp_path / "train"
+    shutil.copytree(corpus / "train", shards)
+    here = f"data.mixture.corpus.path={shards}"
+    launcher = start("starved", here)
+    reached(launcher, run, 24)
+    tars = sorted(shards.rglob("*.tar"))
+    for tar in tars:
+        shutil.copy(tar, tar.with_suffix(".kept"))
+        os.truncate(tar, 0)
+    status, message = finish(launcher)
+    assert status == 1
+    assert str(shards) in message
+    for tar in tars:
+        os.replace(tar.with_suffix(".kept"), tar)
+    assert finish(start("starved", here))[0] == 0
+    same(run, undisturbed)
