@@ -80,7 +80,7 @@ def trainer(config: Config, ranks: Ranks, max_steps: int, **options: Any) -> pl.
         num_sanity_val_steps=0,
         **options,
     )
-    # before every micro batch Lightning broadcasts whether rank 0 was asked to stop, and waits for the device to answer;
+    # before every micro batch Lightning broadcasts whether rank 0 was asked to stop, and waits for the device;
     # module.end_step settles that once a step, for all ranks and through host memory
     made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return made
