@@ -1,5 +1,6 @@
 """What only a CUDA device can show; `make gpu-check` runs these."""
 
+import csv
 import json
 
 import pytest
@@ -32,6 +33,17 @@ def test_a_job_runs_scores_and_runs_again_on_the_device(small_job, train_py, tmp
         assert done.returncode == 0, (attempt, done.stderr)
     scores = json.loads((tmp_path / "runs" / "small" / "scores.json").read_text())
     assert scores["overall"]["relative"]["mwql"]["value"] > 0
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "hsdp"])
+def test_every_mode_trains_stops_and_goes_on_over_nccl(small_job, train_py, tmp_path, mode):
+    """On as many devices as there are, all with the path that many nodes take; with one, through the same collectives."""
+    job = [*small_job, f"parallel={mode}", "parallel.device=cuda", "micro_rows=1", "data.lanes=4", "global_rows=8"]
+    assert train_py(*job, "schedule.max_steps=8", "parallel.precision=fp32").returncode == 0
+    done = train_py(*job, "parallel.precision=bf16" if mode == "ddp" else "parallel.precision=bf16_master")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "runs" / "small" / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6, 8, 10, 12]
 
 
 def test_cpu_and_cuda_forecast_the_same():
