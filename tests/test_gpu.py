@@ -37,7 +37,7 @@ def test_a_job_runs_scores_and_runs_again_on_the_device(small_job, train_py, tmp
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2", "hsdp"])
 def test_every_mode_trains_stops_and_goes_on_over_nccl(small_job, train_py, tmp_path, mode):
-    """On as many devices as there are, all with the path that many nodes take; with one, through the same collectives."""
+    """On as many devices as there are; with one, through the same collectives."""
     job = [*small_job, f"parallel={mode}", "parallel.device=cuda", "micro_rows=1", "data.lanes=4", "global_rows=8"]
     assert train_py(*job, "schedule.max_steps=8", "parallel.precision=fp32").returncode == 0
     done = train_py(*job, "parallel.precision=bf16" if mode == "ddp" else "parallel.precision=bf16_master")
