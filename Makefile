@@ -7,7 +7,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 QUICKSTART := shards/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore
-BENCHMARKS := scripts/bench/evaluation.py scripts/bench/model.py scripts/bench/loader.py scripts/bench/optimizer.py
+BENCHMARKS := scripts/bench/evaluation.py scripts/bench/model.py scripts/bench/loader.py scripts/bench/optimizer.py \
+	scripts/bench/scaling.py
 FAST := not slow and not e2e and not distributed and not gpu
 
 .PHONY: help setup data train test test-fast lint format gpu-check bench bench-peers clean
@@ -58,7 +59,7 @@ gpu-check: $(VENV)/.oracle  ## run the tests that need CUDA, parity and the mode
 	BENCH_DEVICE=cuda $(PY) scripts/bench/model.py
 
 bench: $(VENV)/.installed  ## run the quick benchmarks, write bench.md
-	@set -e; export PYTHONWARNINGS=ignore; \
+	@set -e; export PYTHONWARNINGS=ignore TORCH_CPP_LOG_LEVEL=ERROR; \
 	{ $(PY) scripts/bench/table.py; for file in $(BENCHMARKS); do $(PY) $$file --quick; done; } > bench.md.tmp
 	@mv bench.md.tmp bench.md; cat bench.md
 
