@@ -106,14 +106,14 @@ class TrainingModule(pl.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema:
-            with torch.no_grad():
-                here = [local(p) for p in self.model.parameters()]
-                torch._foreach_lerp_([local(t) for t in self.ema.values()], here, 1 - self.config.ema_decay)
         self.end_step()
 
+    @torch.no_grad()
     def end_step(self) -> None:
         """The edge of a step: every rank comes to know the same, and callbacks at the end of the batch see it."""
+        if self.ema:
+            here = [local(p) for p in self.model.parameters()]
+            torch._foreach_lerp_([local(t) for t in self.ema.values()], here, 1 - self.config.ema_decay)
         asked = [float(self.signal == n) for n in SIGNALS]
         points, *asked = self.ranks.sum([float(self._points), *asked]).tolist()
         self.position.step += 1

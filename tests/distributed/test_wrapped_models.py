@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from toto_train.checkpoint import Position
-from toto_train.config import Config, ModelConfig, NorMuonConfig, OptimizerConfig
+from toto_train.config import Config, ModelConfig, NorMuonConfig, OptimizerConfig, ParallelConfig
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule
 from toto_train.objective import loss_sum
@@ -23,6 +23,8 @@ from toto_train.optim.exchange import owner_loads
 from toto_train.optim.layout import global_norm
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import build_optimizer, canonical
+from toto_train.parallel import build, whole
+from toto_train.ranks import Ranks
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
 
@@ -97,6 +99,25 @@ def test_clipping_sees_the_norm_over_all_shards(ranks):
     for gradients in ranks(2, clipped, 7.0):
         for name, g in gradients.items():
             torch.testing.assert_close(g, expected[name], rtol=1e-6, atol=0)
+
+
+def whole_weights(rank, world):
+    config = Config(model=CONFIG, global_rows=2, micro_rows=1, parallel=ParallelConfig("fsdp2", devices=world))
+    mesh = init_device_mesh("cpu", (world,))
+    model = build(config, Ranks(torch.device("cpu"), rank, rank, world, mesh))
+    doubled = {name: 2 * p.detach() for name, p in model.named_parameters()}
+    held = sum(p.to_local().numel() for p in model.parameters())
+    copies = whole(model), whole(model, doubled)
+    return held, *({name: p.detach() for name, p in copy.named_parameters()} for copy in copies)
+
+
+def test_a_sharded_model_can_be_had_whole_with_its_weights_or_others(ranks):
+    """Initial weights, too, are those of one process however they are sharded."""
+    expected = {name: p.detach() for name, p in Toto.create(CONFIG, seed=0).named_parameters()}
+    parts = ranks(4, whole_weights)
+    assert sum(held for held, _, _ in parts) == sum(t.numel() for t in expected.values())
+    for _, own, doubled in parts:
+        assert all(torch.equal(own[name], t) and torch.equal(doubled[name], 2 * t) for name, t in expected.items())
 
 
 # ---- what it costs

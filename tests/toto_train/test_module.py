@@ -15,7 +15,7 @@ from toto_train.model.decoder import MaskFlags
 from toto_train.module import TrainingModule
 from toto_train.objective import loss_sum
 from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build
+from toto_train.parallel import build, whole
 from toto_train.ranks import ALONE
 
 
@@ -238,3 +238,25 @@ def page_faults(before: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
 def test_freed_tensors_are_used_again():
     assert page_faults("keep_freed_memory()") < 0.1 * page_faults("pass")
+
+
+def test_averaged_weights_follow_the_weights_and_are_what_is_validated():
+    m = module()
+    m.config.ema_decay = 0.75
+    m = TrainingModule(m.config, m.model, m.optimizer, Position())
+    expected = {name: p.detach().clone() for name, p in m.model.named_parameters()}
+    for _ in range(3):
+        m.training_step(batch(), 0).backward()
+        m.on_before_optimizer_step(m.optimizer)
+        m.optimizer.step()
+        m.optimizer.zero_grad()
+        m.end_step()
+        for name, p in m.model.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * p.detach()
+    assert m.ema.keys() == expected.keys()
+    for name, t in expected.items():
+        torch.testing.assert_close(m.ema[name], t, rtol=1e-5, atol=1e-6)
+    averaged = whole(m.model, m.ema)
+    assert averaged is not m.model
+    assert all(torch.equal(p, m.ema[name]) for name, p in averaged.named_parameters())
+    assert whole(m.model) is m.model
