@@ -64,6 +64,11 @@ class TrainingModule(pl.LightningModule):
         if config.ema_decay:
             self.ema = {name: p.detach().clone() for name, p in model.named_parameters()}
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Tensors besides weights and optimizer that a checkpoint is to hold, in named groups: the live ones."""
+        return {"ema": self.ema} if self.ema else {}
+
     def configure_model(self) -> None:
         """Nothing: `parallel.build` has done it. Lightning's strategy for sharded models asks for the hook."""
 

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.store import is_url
-from toto_train import checkpoint, hub, plan
+from toto_train import checkpoint, checkpoint_files, hub, plan
 from toto_train.callbacks.meters import Meters, MetricsFile
 from toto_train.callbacks.reads import Reads
 from toto_train.callbacks.saving import Saving
@@ -92,6 +92,7 @@ def run(config: Config) -> None:
             ranks.agreed(lambda: write_facts(folder, config, model))
             data.start_step = position.step
             module = TrainingModule(config, model, optimizer, position, ranks)
+            checkpoint.load_extra(folder, position, module.extra)
             if position.step < config.schedule.max_steps:
                 fit(folder, module, data, validation)
         if ranks.first and config.report:  # the others have parted
@@ -160,7 +161,7 @@ def open_folder(config: Config) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not _is_run(folder):
-            hint = f"; init_from={folder} starts from its weights" if checkpoint.folders(folder) else ""
+            hint = f"; init_from={folder} starts from its weights" if checkpoint_files.folders(folder) else ""
             raise ConfigError(
                 [f"name={config.name!r}: {folder} is not empty and no run folder; choose another name={hint}"]
             )
@@ -174,8 +175,7 @@ def open_folder(config: Config) -> Iterator[Path]:
             if not (folder / "config.yaml").exists():
                 write_text(folder / "config.yaml", to_yaml(config))
             (folder / "checkpoints").mkdir(exist_ok=True)
-            for leftover in (folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
-                shutil.rmtree(leftover)
+            checkpoint_files.remove_leftovers(folder)
             opened = True
             yield folder
     except OSError as error:
@@ -211,13 +211,13 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    best = checkpoint.best(folder, validation.fingerprint if validation is not None else "")
-    record = checkpoint.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
+    best = checkpoint_files.best(folder, validation.fingerprint if validation is not None else "")
+    record = checkpoint_files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
     validating = Validation(validation, record["best"], record["bound"])
     meters = Meters(
         MetricsFile(folder / "metrics.csv", start, module.ranks.first), config.logger.every_steps, total, validating
     )
-    saving = Saving(folder, data.order, validating)
+    saving = Saving(folder, config, data.order, validating)
     reads = Reads(folder / "sources.csv", data.rows.labels, start, config.logger.every_steps, module.ranks.first)
     callbacks: list[pl.Callback] = [
         validating,
@@ -261,7 +261,7 @@ def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -
     """Score the best checkpoint on series the run never saw, export it, report."""
     model, meta = checkpoint.load_model(folder)
     model.to(device)
-    facts = checkpoint.facts(folder, model, meta)
+    facts = checkpoint_files.facts(folder, model, meta)
     scores: Scores | None = None
     if heldout is not None:
         with progress_bar(len(heldout), "scoring") as advance:
