@@ -21,7 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.store import is_url
 from toto_train import checkpoint, checkpoint_files, hub, plan
-from toto_train.callbacks.meters import Meters, MetricsFile
+from toto_train.callbacks.communication import Communication
+from toto_train.callbacks.garbage import Garbage
+from toto_train.callbacks.guarding import Guarding
+from toto_train.callbacks.losses import Losses
+from toto_train.callbacks.meters import Meters
+from toto_train.callbacks.profiling import Profiling
 from toto_train.callbacks.reads import Reads
 from toto_train.callbacks.saving import Saving
 from toto_train.callbacks.validation import Validation
@@ -48,7 +53,7 @@ from toto_train.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 
-OWN = ("checkpoints", "export", "routing.txt", "metrics.csv", "sources.csv", "scores.json",
+OWN = ("checkpoints", "export", "profile", "routing.txt", "metrics.csv", "sources.csv", "losses.csv", "scores.json",
        "rows.parquet", "seasonal_naive.parquet", "report.html",
        "wandb", "wandb.id", "config.yaml")  # fmt: skip
 """What a run leaves in its folder; fresh=true removes these and nothing else."""
@@ -214,17 +219,21 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     best = checkpoint_files.best(folder, validation.fingerprint if validation is not None else "")
     record = checkpoint_files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
     validating = Validation(validation, record["best"], record["bound"])
-    meters = Meters(
-        MetricsFile(folder / "metrics.csv", start, module.ranks.first), config.logger.every_steps, total, validating
-    )
-    saving = Saving(folder, config, data.order, validating)
-    reads = Reads(folder / "sources.csv", data.rows.labels, start, config.logger.every_steps, module.ranks.first)
+    every, first = config.logger.every_steps, module.ranks.first
+    profiling = Profiling(config.profile, folder / "profile", start)
+    communication = Communication(profiling.steps)
+    meters = Meters(config, folder / "metrics.csv", start, validating, communication, first)
     callbacks: list[pl.Callback] = [
-        validating,
+        communication,  # ends what it measures before the others work
+        profiling,
+        validating,  # scores before meters and saving, which take them along
         meters,
-        reads,
-        saving,
-    ]  # scores first, meters and saving take them along
+        Guarding(meters, data.order, str(folder)),  # before anything is saved
+        Reads(folder / "sources.csv", data.order, start, every, first),
+        Losses(folder / "losses.csv", data.rows.labels, start, every, first),
+        Saving(folder, config, data.order, validating),
+        Garbage(),
+    ]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logger = wandb_logger(config, folder) if module.ranks.first else False
