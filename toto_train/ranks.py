@@ -20,6 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from toto_train.config import Config, ConfigError
 from toto_train.config_check_run import rank_problems
+from toto_train.environment import check_environment, facts
+from toto_train.rendezvous import meet
 
 T = TypeVar("T")
 
@@ -92,7 +94,7 @@ def resolve_devices(config: Config, device: str) -> None:
 def join(config: Config, device: str) -> Iterator[Ranks]:
     """Meet the other ranks of the run, whose places are in the environment as torchrun sets it; part at the end.
 
-    device: cpu or cuda.
+    device: cpu or cuda. Raises LaunchError where ranks are missing or do not fit together.
     """
     p, mode = config.parallel, config.parallel.mode
     if mode == "single":
@@ -101,20 +103,21 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
     if "RANK" not in os.environ:  # one process that shards: alone in a group
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    check_environment(config, device)
     rank, local_rank, world = (int(os.environ[key]) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    if world != config.world:
-        raise ConfigError([
-            f"parallel.devices={p.devices} x parallel.nodes={p.nodes} asks for {config.world} ranks, but WORLD_SIZE is "
-            f"{world}; start that many"
-        ])  # fmt: skip
     here = torch.device("cpu")
     if device == "cuda":
         here = torch.device("cuda", local_rank)
         torch.cuda.set_device(here)
+    store = meet(facts(config, device), p.rendezvous_timeout)
+    # the watchdog speaks first: it knows where every rank stands
+    limit = timedelta(seconds=2 * max(p.timeout, p.first_timeout))
+    store.set_timeout(limit)
     # gloo beside NCCL: what ranks agree on at the edge of a step, and checkpoints, go through host memory
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo"
-    # the watchdog speaks first: it knows where every rank stands
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * max(p.timeout, p.first_timeout)))
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=world, timeout=limit
+    )
     try:
         mesh = None
         if mode == "fsdp2":
