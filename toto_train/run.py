@@ -189,7 +189,7 @@ def open_folder(config: Config) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or the start of one."""
     if not (folder / "config.yaml").is_file():
-        return all(p.name in (".lock", ".config.yaml.tmp", "launch.yaml") for p in folder.iterdir())
+        return all(p.name in (".lock", ".config.yaml.tmp") or p.stem.startswith("launch") for p in folder.iterdir())
     tree = OmegaConf.load(folder / "config.yaml")
     return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
 
