@@ -104,8 +104,8 @@ def test_every_node_is_told_its_place(job, run_sbatch):
         "job 40001, start 0: h[1-2], rank 0 at first-host:10001",
         "option --kill-on-bad-exit=0", "option --cpus-per-task=3", "option --container-image=image.sqsh",
         *(
-            f"node {node} of first-host:10001 runs --here -m toto_train.node {job.file} in {os.getcwd()} with 1 threads, "
-            "set up"
+            f"node {node} of first-host:10001 runs --here -m toto_train.node {job.file} in {os.getcwd()} with 1 threads"
+            ", set up"
             for node in (0, 1)
         ),
     ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_run_that_cannot_go_on_is_refused_before_anything_is_made(small_job, t
     with pytest.raises(ConfigError) as error:
         prepare([*small_job, "parallel=ddp", "fresh=true", "plan=true"], ROOT / "configs", grace=0)
     assert [p.split()[0].split("=")[0] for p in error.value.problems] == ["parallel.devices", "plan", "fresh", "grace"]
-    with pytest.raises(ConfigError, match="parallel.devces"):
+    with pytest.raises(ConfigError, match=r"parallel\.devces"):
         prepare([*small_job, "parallel.devces=2"], ROOT / "configs")
     assert not (tmp_path / "runs").exists()
 
