@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +23,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from toto_train.config import Config, ConfigError
 from toto_train.config_check_run import rank_problems
-from toto_train.environment import check_environment, facts
-from toto_train.rendezvous import meet
+from toto_train.environment import LaunchError, check_environment, facts
+from toto_train.files import write_text
+from toto_train.rendezvous import meet, name_ranks
 
 T = TypeVar("T")
 
@@ -128,6 +132,26 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
         yield Ranks(here, rank, local_rank, world, mesh)
     finally:
         dist.destroy_process_group()
+
+
+def check_shared(folder: Path, ranks: Ranks, patience: float = 10.0) -> None:
+    """Raise LaunchError on every rank, naming those for which `folder` is another one, on a disk of their own node.
+
+    patience: seconds for a slow file system to show what rank 0 wrote.
+    """
+    token: list[str] = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, device=torch.device("cpu"))
+    mark, deadline = folder / ".shared", time.monotonic() + patience
+    ranks.agreed(lambda: write_text(mark, token[0]))
+    while not (seen := mark.is_file() and mark.read_text() == token[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = ranks.sum(np.eye(ranks.world)[ranks.rank] * (not seen)).nonzero()[0].tolist()
+    ranks.agreed(mark.unlink)
+    if blind:
+        problem = (
+            f"{name_ranks(blind)} do not see what rank 0 writes to {folder}; put out= where all nodes share a disk"
+        )
+        raise LaunchError([problem], agreed=True)
 
 
 def free_port() -> int:

@@ -146,7 +146,7 @@ def _attendance(came: list[dict[str, Any]], world: int, timeout: float) -> list[
     if not missing:
         return []
     hosts = ", ".join(f"{host}: {_numbers(ranks)}" for host, ranks in _group(came, "host").items())
-    problem = f"{_ranks(missing)} did not come within {timeout:g} s; those that came, by host: {hosts}"
+    problem = f"{name_ranks(missing)} did not come within {timeout:g} s; those that came, by host: {hosts}"
     if not _is_here(os.environ["MASTER_ADDR"]):
         problem += f"; MASTER_ADDR={os.environ['MASTER_ADDR']} is not {socket.gethostname()}, where rank 0 runs"
     return [problem]
@@ -186,10 +186,11 @@ def _group(came: list[dict[str, Any]], name: str) -> dict[str, list[int]]:
 
 def _where(came: list[dict[str, Any]], ranks: list[int]) -> str:
     hosts = dict.fromkeys(one["host"] for one in sorted(came, key=lambda one: one["rank"]) if one["rank"] in ranks)
-    return f"{_ranks(ranks)} ({', '.join(hosts)})"
+    return f"{name_ranks(ranks)} ({', '.join(hosts)})"
 
 
-def _ranks(ranks: list[int]) -> str:
+def name_ranks(ranks: list[int]) -> str:
+    """[0, 1, 2, 5] -> 'ranks 0-2, 5'"""
     return f"rank{'s' * (len(ranks) > 1)} {_numbers(ranks)}"
 
 

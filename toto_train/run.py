@@ -42,7 +42,7 @@ from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import build_optimizer, describe_routing
 from toto_train.parallel import build, replicas
 from toto_train.parallel import trainer as make_trainer
-from toto_train.ranks import join, pick_device, resolve_devices
+from toto_train.ranks import check_shared, join, pick_device, resolve_devices
 from toto_train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ def run(config: Config) -> None:
         with join(config, device) as ranks:
             folder = Path(config.out) / config.name
             ranks.agreed(lambda: stack.enter_context(open_folder(config)))
+            if config.parallel.nodes > 1:
+                check_shared(folder, ranks)
             if ranks.first:
                 log.info("%s\n", plan.describe(config))
             model = build(config, ranks)

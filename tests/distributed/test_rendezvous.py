@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 
 import pytest
 import torch
@@ -13,13 +14,13 @@ import torch.distributed as dist
 
 from toto_train.config import Config
 from toto_train.environment import LaunchError, facts
-from toto_train.ranks import free_port
+from toto_train.ranks import Ranks, check_shared, free_port
 from toto_train.rendezvous import meet
 
 pytestmark = pytest.mark.distributed
 
 
-def _process(place: dict[str, str], other: dict[str, str], timeout: float, out: Queue) -> None:
+def _process(place: dict[str, str], other: dict[str, str], timeout: float, out: Queue, over: Event) -> None:
     torch.set_num_threads(1)
     os.environ |= place
     rank, world = int(place["RANK"]), int(place["WORLD_SIZE"])
@@ -34,6 +35,7 @@ def _process(place: dict[str, str], other: dict[str, str], timeout: float, out: 
     dist.barrier()
     dist.destroy_process_group()
     out.put((rank, total.item(), True))
+    over.wait()  # rank 0 serves the store as long as a run would
 
 
 def outcomes(ranks, world, timeout=20.0, other=None, **environment):
@@ -43,14 +45,17 @@ def outcomes(ranks, world, timeout=20.0, other=None, **environment):
     """
     context = multiprocessing.get_context("fork")
     common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **environment}
-    out = context.Queue()
+    out, over = context.Queue(), context.Event()
     started = [
-        context.Process(target=_process, args=({**common, "RANK": str(r)}, (other or {}).get(r, {}), timeout, out))
+        context.Process(
+            target=_process, args=({**common, "RANK": str(r)}, (other or {}).get(r, {}), timeout, out, over)
+        )
         for r in ranks
     ]
     for process in started:
         process.start()
     found = [out.get(timeout=60) for _ in started]
+    over.set()
     for process in started:
         process.join()
     return sorted(found, key=lambda one: one[:1])
@@ -121,3 +126,20 @@ def test_a_host_that_nobody_knows_is_named_on_both_sides():
     (_, of_0, _), (_, of_1, _) = outcomes((0, 1), 2, timeout=1.0, MASTER_ADDR="nowhere.invalid")
     assert f"MASTER_ADDR=nowhere.invalid is not {socket.gethostname()}, where rank 0 runs" in of_0
     assert of_1.startswith(f"MASTER_ADDR='nowhere.invalid' is no host that {socket.gethostname()} knows")
+
+
+def _shared(rank, world, folders):
+    try:
+        check_shared(folders[rank], Ranks(torch.device("cpu"), rank, rank, world), patience=0.2)
+    except LaunchError as error:
+        return str(error)
+
+
+def test_a_run_folder_on_a_disk_of_one_node_is_found_before_anything_is_saved_there(ranks, tmp_path):
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    for folder in (shared, own):
+        folder.mkdir()
+    assert ranks(3, _shared, [shared] * 3) == [None] * 3
+    expected = f"ranks 1-2 do not see what rank 0 writes to {shared}; put out= where all nodes share a disk"
+    assert ranks(3, _shared, [shared, own, own])[0] == expected
+    assert not any(shared.iterdir())

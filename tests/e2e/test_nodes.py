@@ -46,12 +46,20 @@ def job(small_job) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def made() -> list[dict[str, torch.Tensor]]:
+    """What `here` made, once for all tests."""
+    return []
+
+
 @pytest.fixture
-def here(job, tmp_path, train_py) -> dict[str, torch.Tensor]:
+def here(job, tmp_path, train_py, made) -> dict[str, torch.Tensor]:
     """The weights that two ranks of train.py end with."""
-    done = train_py(*job, "name=here", "parallel.devices=2")
-    assert done.returncode == 0, done.stderr
-    return weights(tmp_path / "runs" / "here")
+    if not made:
+        done = train_py(*job, "name=here", "parallel.devices=2")
+        assert done.returncode == 0, done.stderr
+        made.append(weights(tmp_path / "runs" / "here"))
+    return made[0]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -124,12 +132,15 @@ def test_torchrun_on_each_node(job, here, tmp_path):
     same(weights(tmp_path / "runs" / "torchrun"), here)
 
 
-def test_nodes_of_another_number_than_the_run_asks_for_end_with_what_to_do(job):
+def test_ranks_of_another_number_than_the_run_asks_for_end_with_what_to_do(job):
     made = prepare([*job, "name=wrong", "parallel.nodes=2", "parallel.devices=1"], ROOT / "configs")
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--master-port", str(free_port()),
-         "-m", "toto_train.rank", str(made.file)],
+        [sys.executable, "-m", "toto_train.rank", str(made.file)], env={**os.environ, **place, "MASTER_PORT": "29500"},
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "WORLD_SIZE=1, but parallel.devices=1 x parallel.nodes=2 asks for 2 ranks; start 1 ranks" in done.stderr
+    assert done.stderr.endswith(
+        "train.py: WORLD_SIZE=1, but parallel.devices=1 x parallel.nodes=2 asks for 2 ranks; start 1 ranks on each of "
+        "2 nodes, or write launch.yaml anew with other settings\n"
+    )
