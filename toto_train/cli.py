@@ -42,13 +42,13 @@ def log_to_stderr(level: int, prefix: str = "") -> None:
     logging.basicConfig(level=level, format=f"{prefix}%(message)s", handlers=[_AboveTheBar()])
 
 
-def guarded(job: Callable[[], None], rank: int = 0) -> int:
-    """Exit status of a job; what a user can cause is one message, by one rank, anything else a traceback."""
+def guarded(job: Callable[[], None], rank: int = 0, local_rank: int = 0) -> int:
+    """Exit status of a job; what a user can cause is one message, by one rank of a node, anything else a traceback."""
     name = f"train.py, rank {rank}" if rank else "train.py"
     try:
         job()
-    except (ConfigError, RunStopped) as error:  # the same on all ranks
-        if not rank:
+    except (ConfigError, RunStopped) as error:  # the same on all ranks of a node
+        if not local_rank:
             print(error if isinstance(error, ConfigError) else f"{name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else error.status
     except KeyboardInterrupt:

@@ -134,7 +134,7 @@ POSITIVE = (
     "optimizer.normuon.eps",
     "optimizer.normuon.bucket_mib", "optimizer.adamw.lr", "optimizer.adamw.eps", "schedule.max_steps",
     "logger.every_steps", "checkpoint.every_steps", "checkpoint.keep_last", "parallel.nodes", "parallel.timeout",
-    "parallel.first_timeout", "guards.window", "guards.max_skipped",
+    "parallel.first_timeout", "parallel.rendezvous_timeout", "guards.window", "guards.max_skipped",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "validate_every", "model.layer_group_size", "model.num_variate_layers_per_group", "data.workers",

@@ -47,7 +47,7 @@ from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import build_optimizer, describe_routing
 from toto_train.parallel import build, replicas
 from toto_train.parallel import trainer as make_trainer
-from toto_train.ranks import join, pick_device, resolve_devices
+from toto_train.ranks import check_shared, join, pick_device, resolve_devices
 from toto_train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ def run(config: Config) -> None:
         with join(config, device) as ranks:
             folder = Path(config.out) / config.name
             ranks.agreed(lambda: stack.enter_context(open_folder(config)))
+            if config.parallel.nodes > 1:
+                check_shared(folder, ranks)
             if ranks.first:
                 log.info("%s\n", plan.describe(config))
             model = build(config, ranks)
@@ -194,7 +196,7 @@ def open_folder(config: Config) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or the start of one."""
     if not (folder / "config.yaml").is_file():
-        return all(p.name in (".lock", ".config.yaml.tmp", "launch.yaml") for p in folder.iterdir())
+        return all(p.name in (".lock", ".config.yaml.tmp") or p.stem.startswith("launch") for p in folder.iterdir())
     tree = OmegaConf.load(folder / "config.yaml")
     return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
 
