@@ -143,7 +143,7 @@ def load_weights(path: str | Path, model: Toto) -> None:
 
 
 def refuse_non_finite(model: Toto, where: str | Path) -> None:
-    if bad := [name for name, p in model.named_parameters() if not bool(full(p).isfinite().all())]:
+    if bad := [name for name, p in model.named_parameters() if not bool(full(p.detach()).isfinite().all())]:
         raise ValueError(f"{where}: {bad[0]} and {len(bad) - 1} more tensors hold NaN or infinite values")
 
 
