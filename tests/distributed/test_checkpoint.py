@@ -242,7 +242,7 @@ def failing(rank, world, mode, run):
         edges = 0
         try:
             saver.save(job.model, job.optimizer, job.position)
-            for edges in range(10_000):
+            for _ in range(10_000):
                 dist.all_reduce(torch.zeros(1))  # a step of training
                 saver.check()
         except RunStopped as error:
