@@ -27,6 +27,10 @@ class ConfigError(ValueError):
         super().__init__("\n".join(f"config: {p}" for p in problems))
 
 
+GAVE_UP = 3
+"""Exit status of a run that its guards stopped."""
+
+
 class RunStopped(Exception):
     """Training ended before its last step; `status` is the exit status that says why."""
 

@@ -37,6 +37,8 @@ def parallel_problems(c: Config) -> list[str]:
             f"optimizer.normuon.replicated_state={n.replicated_state} needs ranks that hold copies (parallel=ddp); "
             f"leave it at replicated under parallel.mode={p.mode}"
         )
+    if c.profile.memory and not c.profile.steps:
+        out.append("profile.memory=true is about the steps of a trace; set profile.steps, too")
     if not 0 < c.hardware.mfu <= 1:
         out.append(f"hardware.mfu={c.hardware.mfu} is a share of the peak; it must be in (0, 1]")
     return out + (rank_problems(c) if p.devices else [])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from toto_train.config import Config, ConfigError, RunStopped, to_yaml
+from toto_train.config import GAVE_UP, Config, ConfigError, RunStopped, to_yaml
 from toto_train.files import write_text
 from toto_train.watchdog import stacks
 
@@ -137,6 +137,8 @@ def _verdict(failed: dict[int, int]) -> tuple[int, str]:
     status = failed[first]
     if set(failed.values()) == {status} and status in (SAVED, 128 + signal.SIGINT):
         return status, "stopped by a signal; the same command goes on"
+    if set(failed.values()) == {GAVE_UP}:
+        return status, "stopped by a guard, for the reason that rank 0 gave"
     how = f"was killed by {signal.Signals(status - 128).name}" if status > 128 else f"failed with exit status {status}"
     return status, f"rank {first} {how}, the run ends; the same command goes on from the last checkpoint"
 

@@ -13,11 +13,14 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from toto_train.checkpoint import Position
+from toto_train.clock import Clock
 from toto_train.config import Config
+from toto_train.guard import Guard
 from toto_train.model.toto import Toto
-from toto_train.objective import loss_sum
+from toto_train.objective import variate_losses
 from toto_train.optim.layout import global_norm, local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr, set_momentum, warm_momentum, wsd
@@ -55,7 +58,12 @@ class TrainingModule(pl.LightningModule):
         self.stop = 0
         """Number of the signal that some rank was asked to stop by, known to all at the same step edge."""
         self.last: dict[str, Tensor] = {}
-        """Loss and gradient norm of the last completed step, left on the device until somebody reads them."""
+        """Loss, weight (labels) and gradient norm of the last completed step, left on the device until somebody reads
+        them."""
+        self.guard = Guard(config.guards, ranks.device)
+        self.clock = Clock(ranks.device)
+        self.strata: Tensor | None = None
+        """[strata, 2] float64: sums of losses and of their weights since somebody last took them; None sums nothing."""
         self.aside = 0.0
         """Seconds that callbacks spent on other things than training (validation, saving); meters leave them out."""
         self.watchdog = Watchdog()
@@ -63,6 +71,11 @@ class TrainingModule(pl.LightningModule):
         """Averaged weights by name, laid out as the weights are; empty where config.ema_decay is 0."""
         if config.ema_decay:
             self.ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Tensors besides weights and optimizer that a checkpoint is to hold, in named groups: the live ones."""
+        return {"guard": self.guard.state_dict(), **({"ema": self.ema} if self.ema else {})}
 
     def configure_model(self) -> None:
         """Nothing: `parallel.build` has done it. Lightning's strategy for sharded models asks for the hook."""
@@ -74,15 +87,30 @@ class TrainingModule(pl.LightningModule):
         target, mask, hidden = batch["target"], batch["target_mask"], batch["cpm_mask"]
         c = self.config
         device = target.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=c.parallel.precision != "fp32"):
-            prediction = self.model(target, mask, hidden, batch["series_ids"], batch["flags"], labelled=True)
-        loss, weight = loss_sum(prediction, target, mask, hidden, c.model.patch_size, c.objective.label_clamp)
+        with record_function("forward"):
+            with torch.autocast(device, torch.bfloat16, enabled=c.parallel.precision != "fp32"):
+                prediction = self.model(target, mask, hidden, batch["series_ids"], batch["flags"], labelled=True)
+            parts = variate_losses(prediction, target, mask, hidden, c.model.patch_size, c.objective.label_clamp)
+            loss, weight = (part.sum() for part in parts)
         self._loss = self._loss.to(loss.device) + loss.detach()
         self._weight = self._weight.to(loss.device) + weight
         self._points += batch["points"]
+        if self.strata is not None:
+            sums = torch.stack([part.detach().flatten().double() for part in parts], dim=1)
+            self.strata.index_add_(0, batch["stratum"].flatten(), sums)
         # sums are accumulated and divided once, by the weight of the whole step; Lightning's own 1/accumulation goes,
         # and so does the 1/world of averages over ranks
         return loss * (c.accumulation * self.ranks.world)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.clock.mark("data")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with record_function("backward"):
+            super().backward(loss, *args, **kwargs)
+
+    def on_after_backward(self) -> None:
+        self.clock.mark("forward_backward")
 
     @torch.no_grad()
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -94,14 +122,14 @@ class TrainingModule(pl.LightningModule):
             dist.all_reduce(sums)
         loss, weight = sums[0], sums[1].clamp(min=1)
         norm = global_norm(gradients) / weight
-        # where even the norm overflows, clipping would make zeros of the gradients: the optimizer is to skip the step
-        factor = torch.where(norm.isfinite(), 1 / weight, torch.nan)
+        # clipping by a norm that overflows would make zeros of the gradients; NaN has the optimizer skip the step
+        factor = torch.where(self.guard.skips(loss / weight, norm, self.position.step), torch.nan, 1 / weight)
         if clip := c.optimizer.clip_norm:
             factor = factor * (clip / norm.clamp(min=clip))
         torch._foreach_mul_([local(g) for g in gradients], factor)
         set_lr(optimizer, wsd(self.position.step, c.schedule))
         set_momentum(optimizer, warm_momentum(self.position.step, c.optimizer.normuon))
-        self.last = {"loss": loss / weight, "grad_norm": norm}
+        self.last = {"loss": loss / weight, "weight": weight, "grad_norm": norm}
         self._loss, self._weight = torch.zeros_like(self._loss), torch.zeros_like(self._weight)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -121,9 +149,14 @@ class TrainingModule(pl.LightningModule):
         self._points = 0
         self.stop = next((n for n, count in zip(SIGNALS, asked, strict=True) if count), 0)
         self.watchdog.allow(self.config.parallel.timeout)
+        self.clock.mark("optimizer")
 
     def on_train_start(self) -> None:
         self.watchdog.allow(self.config.parallel.first_timeout)
+        self.clock.mark(None)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.clock.mark("other")  # callbacks come before this
 
     def whole_step(self, batch_idx: int) -> bool:
         """Whether an optimizer step ended with this micro-batch."""
@@ -134,6 +167,8 @@ class TrainingModule(pl.LightningModule):
         """Count the time spent inside as not training; it may be as long as a first step."""
         begin = time.perf_counter()
         self.watchdog.allow(self.config.parallel.first_timeout)
+        self.clock.mark("other")
         yield
+        self.clock.mark(None)
         self.watchdog.allow(self.config.parallel.timeout)
         self.aside += time.perf_counter() - begin

@@ -120,7 +120,7 @@ def _levels(device: torch.device) -> Tensor:
 
 
 class _Pinball(torch.autograd.Function):
-    """Sum over labels of weight times mean over levels of max(tau e, (tau - 1) e), e = label - z.
+    """Sum over the labels of a variate of weight times mean over levels of max(tau e, (tau - 1) e), e = label - z.
 
     That is e (tau - [e < 0]), linear in z on each side of 0: its gradient is known with the loss and kept for it.
     """
@@ -130,18 +130,32 @@ class _Pinball(torch.autograd.Function):
         error = label.unsqueeze(-1) - z
         slope = torch.add(error < 0, _levels(z.device), alpha=-1).mul_((weight / len(QUANTILES)).unsqueeze(-1))
         ctx.save_for_backward(slope)
-        return error.mul_(slope).sum().neg_()
+        return error.mul_(slope).flatten(2).sum(-1).neg_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (slope,) = ctx.saved_tensors
-        return slope * grad, None, None
+        return slope * grad.view(*grad.shape, *(1,) * (slope.ndim - 2)), None, None
 
 
 def pinball(z: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sum of pinball losses, means over levels; z [..., 9], label and weight [...] -> scalar float32."""
+    """Weighted sums of pinball losses, means over levels: z [B, V, ..., 9], label and weight [B, V, ...] -> [B, V]."""
     return _Pinball.apply(z, label, weight)
+
+
+def variate_losses(
+    prediction: Prediction,
+    target: Tensor,
+    target_mask: Tensor,
+    cpm_mask: Tensor | None,
+    patch_size: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor]:
+    """`loss_sum` variate by variate: (sums of losses, sums of weights), both [B, V] float32."""
+    label, weight = labels_and_weights(target, target_mask, cpm_mask, *prediction[1:], patch_size, clamp)
+    losses = pinball(prediction.z[..., : label.shape[-2], :, :], label, weight)
+    return losses, weight.flatten(2).sum(-1).float()
 
 
 def loss_sum(
@@ -157,5 +171,5 @@ def loss_sum(
     Sums, so that accumulation and ranks divide once by the weight of the whole batch. A prediction for the last
     position, which has no label, may be there or not.
     """
-    label, weight = labels_and_weights(target, target_mask, cpm_mask, *prediction[1:], patch_size, clamp)
-    return pinball(prediction.z[..., : label.shape[-2], :, :], label, weight), weight.sum().float()
+    losses, weights = variate_losses(prediction, target, target_mask, cpm_mask, patch_size, clamp)
+    return losses.sum(), weights.sum()

@@ -20,8 +20,13 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.store import is_url
-from toto_train import checkpoint, hub, plan
-from toto_train.callbacks.meters import Meters, MetricsFile
+from toto_train import checkpoint, checkpoint_files, hub, plan
+from toto_train.callbacks.communication import Communication
+from toto_train.callbacks.garbage import Garbage
+from toto_train.callbacks.guarding import Guarding
+from toto_train.callbacks.losses import Losses
+from toto_train.callbacks.meters import Meters
+from toto_train.callbacks.profiling import Profiling
 from toto_train.callbacks.reads import Reads
 from toto_train.callbacks.saving import Saving
 from toto_train.callbacks.validation import Validation
@@ -48,7 +53,7 @@ from toto_train.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 
-OWN = ("checkpoints", "export", "routing.txt", "metrics.csv", "sources.csv", "scores.json",
+OWN = ("checkpoints", "export", "profile", "routing.txt", "metrics.csv", "sources.csv", "losses.csv", "scores.json",
        "rows.parquet", "seasonal_naive.parquet", "report.html",
        "wandb", "wandb.id", "config.yaml")  # fmt: skip
 """What a run leaves in its folder; fresh=true removes these and nothing else."""
@@ -94,6 +99,7 @@ def run(config: Config) -> None:
             ranks.agreed(lambda: write_facts(folder, config, model))
             data.start_step = position.step
             module = TrainingModule(config, model, optimizer, position, ranks)
+            checkpoint.load_extra(folder, position, module.extra)
             if position.step < config.schedule.max_steps:
                 fit(folder, module, data, validation)
         if ranks.first and config.report:  # the others have parted
@@ -162,7 +168,7 @@ def open_folder(config: Config) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not _is_run(folder):
-            hint = f"; init_from={folder} starts from its weights" if checkpoint.folders(folder) else ""
+            hint = f"; init_from={folder} starts from its weights" if checkpoint_files.folders(folder) else ""
             raise ConfigError(
                 [f"name={config.name!r}: {folder} is not empty and no run folder; choose another name={hint}"]
             )
@@ -176,8 +182,7 @@ def open_folder(config: Config) -> Iterator[Path]:
             if not (folder / "config.yaml").exists():
                 write_text(folder / "config.yaml", to_yaml(config))
             (folder / "checkpoints").mkdir(exist_ok=True)
-            for leftover in (folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
-                shutil.rmtree(leftover)
+            checkpoint_files.remove_leftovers(folder)
             opened = True
             yield folder
     except OSError as error:
@@ -213,20 +218,24 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    best = checkpoint.best(folder, validation.fingerprint if validation is not None else "")
-    record = checkpoint.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
+    best = checkpoint_files.best(folder, validation.fingerprint if validation is not None else "")
+    record = checkpoint_files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
     validating = Validation(validation, record["best"], record["bound"])
-    meters = Meters(
-        MetricsFile(folder / "metrics.csv", start, module.ranks.first), config.logger.every_steps, total, validating
-    )
-    saving = Saving(folder, data.order, validating)
-    reads = Reads(folder / "sources.csv", data.rows.labels, start, config.logger.every_steps, module.ranks.first)
+    every, first = config.logger.every_steps, module.ranks.first
+    profiling = Profiling(config.profile, folder / "profile", start)
+    communication = Communication(profiling.steps)
+    meters = Meters(config, folder / "metrics.csv", start, validating, communication, first)
     callbacks: list[pl.Callback] = [
-        validating,
+        communication,  # ends what it measures before the others work
+        profiling,
+        validating,  # scores before meters and saving, which take them along
         meters,
-        reads,
-        saving,
-    ]  # scores first, meters and saving take them along
+        Guarding(meters, data.order, str(folder)),  # before anything is saved
+        Reads(folder / "sources.csv", data.order, start, every, first),
+        Losses(folder / "losses.csv", data.rows.labels, start, every, first),
+        Saving(folder, config, data.order, validating),
+        Garbage(),
+    ]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logger = wandb_logger(config, folder) if module.ranks.first else False
@@ -263,7 +272,7 @@ def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -
     """Score the best checkpoint on series the run never saw, export it, report."""
     model, meta = checkpoint.load_model(folder)
     model.to(device)
-    facts = checkpoint.facts(folder, model, meta)
+    facts = checkpoint_files.facts(folder, model, meta)
     scores: Scores | None = None
     if heldout is not None:
         with progress_bar(len(heldout), "scoring") as advance:

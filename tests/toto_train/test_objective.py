@@ -111,15 +111,15 @@ def test_masks_are_a_function_of_the_generator():
 
 def test_pinball_is_the_weighted_mean_of_quantile_losses_and_has_their_gradient():
     rng = np.random.default_rng(0)
-    y, q, w = rng.normal(size=50), rng.normal(size=(50, 9)), rng.integers(0, 2, size=50)
-    levels = np.array(QUANTILES)
-    losses = np.where(y[:, None] >= q, levels * (y[:, None] - q), (1 - levels) * (q - y[:, None]))
-    slopes = np.where(y[:, None] >= q, -levels, 1 - levels)
+    y, q, w = rng.normal(size=(2, 5, 6)), rng.normal(size=(2, 5, 6, 9)), rng.integers(0, 2, size=(2, 5, 6))
+    levels, factors = np.array(QUANTILES), np.arange(1, 11).reshape(2, 5)
+    losses = np.where(y[..., None] >= q, levels * (y[..., None] - q), (1 - levels) * (q - y[..., None]))
+    slopes = np.where(y[..., None] >= q, -levels, 1 - levels)
     z = torch.tensor(q, requires_grad=True)
     loss = pinball(z, torch.tensor(y), torch.tensor(w).bool())
-    (3 * loss).backward()
-    assert np.isclose(loss.item(), (losses.mean(1) * w).sum())
-    assert np.allclose(z.grad.numpy(), 3 * slopes * w[:, None] / 9)
+    (torch.tensor(factors) * loss).sum().backward()
+    assert np.allclose(loss.detach().numpy(), (losses.mean(-1) * w).sum(-1))
+    assert np.allclose(z.grad.numpy(), factors[..., None, None] * slopes * w[..., None] / 9)
 
 
 def example(steps: int = 6 * PATCH):

@@ -55,6 +55,7 @@ def test_rows_hold_their_windows(folder):
         "flags": ("|b1", (2,)),
         "points": ("<i8", ()),
         "source": ("<i8", (60,)),
+        "stratum": ("<i8", (60, VARIATES)),
         "seconds": ("<f8", (60,)),
         "lost": ("<i8", (60,)),
     }

@@ -2,149 +2,200 @@
 
 from __future__ import annotations
 
-import csv
-import logging
-import os
+import math
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
+from toto_train.callbacks.communication import Communication
+from toto_train.callbacks.progress import Progress
+from toto_train.callbacks.table import Table
 from toto_train.callbacks.validation import Validation
+from toto_train.clock import PHASES
+from toto_train.config import Config
 from toto_train.module import TrainingModule
-
-log = logging.getLogger(__name__)
+from toto_train.optim.layout import global_norm
+from toto_train.optim.normuon import KINDS
+from toto_train.peak import peak_flops
+from toto_train.plan import plan
 
 COLUMNS = (
     "step", "points", "seconds", "train/loss", "train/lr_normuon", "train/lr_adamw", "train/grad_norm",
     "train/skipped_steps", "perf/points_per_s", "perf/slots_per_s", "perf/data_wait", "val/mwql", "val/mase",
+    "train/grad_norm_normuon", "train/grad_norm_adamw", "train/update_norm_normuon", "train/update_norm_adamw",
+    "train/update_ratio_normuon", "train/update_ratio_adamw", "train/non_finite_steps", "train/spike_steps",
+    "train/spike_score", "data/quarantined_rows", "data/quarantined_windows", "perf/patches_per_s",
+    "perf/step_seconds", "perf/forward_backward", "perf/optimizer", "perf/other", "perf/communication",
+    "perf/communication_exposed", "perf/mfu", "perf/memory_gib",
 )  # fmt: skip
-"""points: observed values seen so far; points_per_s and slots_per_s count observed values and all places of the rows;
-data_wait: share of the time spent waiting for batches; rates and waits leave out validation and saving;
-val/*: relative to Seasonal Naive on the validation tasks."""
-
-
-class MetricsFile:
-    """metrics.csv: one row a report; rows after the step a run resumes from are cut."""
-
-    def __init__(self, path: Path, start_step: int, writes: bool = True):
-        """writes: False on all ranks but the first, which leave the file alone."""
-        self.path, self.seconds_before = path, 0.0
-        if not writes:
-            return
-        kept = [row for row in _whole_rows(path) if int(row["step"]) <= start_step]
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, path)
-        self.seconds_before = float(kept[-1]["seconds"]) if kept else 0.0
-
-    def write(self, row: dict[str, float | int]) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
-
-
-def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv; a killed run may have left the last one half written."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n") and line.count(",") == len(COLUMNS) - 1]
-    return [row for row in csv.DictReader(whole) if row["step"].isdigit() and row["seconds"]]
+"""docs/monitoring.md says what each is; every figure is of all ranks."""
 
 
 class Meters(pl.Callback):
-    """Measures, reports every `every` steps, and draws the progress bar (lines instead where no one watches)."""
+    """Measures, reports every `logger.every_steps` steps, where the run is validated, and at the end.
 
-    def __init__(self, file: MetricsFile, every: int, total_steps: int, validation: Validation):
-        self.file, self.every, self.total, self.validation = file, every, total_steps, validation
+    The device is read once a report. Norms of gradients and updates by group are taken in steps that are reported, and
+    in no other.
+    """
+
+    def __init__(
+        self, config: Config, path: Path, start_step: int, validation: Validation, communication: Communication,
+        writes: bool = True,
+    ):  # fmt: skip
+        self.config, self.validation, self.communication = config, validation, communication
+        self.table = Table(path, COLUMNS, start_step, writes)
+        self.reported = -1
+        """Step of the newest report."""
+        self.given_up = -1
+        """`Guard.given_up` as of then."""
+
+    def reports(self, step: int) -> bool:
+        """Whether there is a report after so many steps."""
+        ends = step % self.config.logger.every_steps == 0 or step == self.config.schedule.max_steps
+        return ends or self.validation.due(step, self.config)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
-        self.watched = sys.stderr.isatty() and module.ranks.first
-        self.bar = tqdm(
-            total=self.total, initial=module.position.step, unit="step", disable=not self.watched, dynamic_ncols=True
-        )
-        self.begin = self.last_end = self.last_line = time.perf_counter()
-        self.first, self.last_aside = module.position.step, module.aside
-        self.slots = module.config.points_per_step
+        c, ranks = module.config, module.ranks
+        self.progress = Progress(module.position.step, c.schedule.max_steps, ranks.first)
+        self.seconds_before = float(self.table.last.get("seconds") or 0)
+        self.flops = plan(c).flops_per_step
+        self.peak = float(ranks.sum([peak_flops(ranks.device, c.parallel.precision, c.hardware.gpu)])[0])
+        self.norms: dict[str, Tensor] = {}
+        self.begin = time.perf_counter()
         self._start_window(module, self.begin)
 
     def _start_window(self, module: TrainingModule, now: float) -> None:
-        self.window_begin, self.window_aside, self.waited = now, module.aside, 0.0
+        self.window_begin, self.window_aside = now, module.aside
         self.window_step, self.window_points = module.position.step, module.position.points
+        self.lost = np.zeros(2)  # rows, windows
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         assert isinstance(module, TrainingModule)
-        # other callbacks ran after this one noted the end of the last batch: their time is no waiting
-        self.waited += time.perf_counter() - self.last_end - (module.aside - self.last_aside)
+        module.optimizer.measures = self.reports(module.position.step + 1)
+        if module.optimizer.measures:
+            self.norms = {
+                f"grad_norm_{group['kind']}": global_norm(p.grad for p in group["params"] if p.grad is not None)
+                for group in module.optimizer.param_groups
+            }
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        step = module.position.step
+        lost = batch["reads"]["lost"]
+        self.lost += np.count_nonzero(lost), lost.sum()
         if module.whole_step(batch_idx):
-            self.bar.update(1)
-        validated = self.validation.scores_at(step) is not None
-        if module.whole_step(batch_idx) and (step % self.every == 0 or step == self.total or validated):
-            self._report(trainer, module)
-        self.last_end, self.last_aside = time.perf_counter(), module.aside
+            self.progress.advance()
+            if self.reports(module.position.step):
+                self._report(trainer, module)
 
     def _report(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        now = time.perf_counter()
         position = module.position
+        device = self._read_device(module)  # waits for the step, so time is taken behind it
+        now = time.perf_counter()
         steps, points = position.step - self.window_step, position.points - self.window_points
         elapsed = now - self.window_begin - (module.aside - self.window_aside)
-        # one transfer for everything that lives on the device
-        loss, norm, skipped = torch.stack(
-            [module.last["loss"], module.last["grad_norm"], module.optimizer.skipped_steps.float()]
-        ).tolist()
         lr = {group["kind"]: group["lr"] for group in module.optimizer.param_groups}
-        row: dict[str, float | int] = {
+        slots = steps * self.config.points_per_step / elapsed
+        row: dict[str, Any] = {
             "step": position.step,
             "points": position.points,
-            "seconds": round(self.file.seconds_before + now - self.begin, 2),
-            "train/loss": loss,
+            "seconds": round(self.seconds_before + now - self.begin, 2),
             "train/lr_normuon": lr.get("normuon", 0.0),
             "train/lr_adamw": lr["adamw"],
-            "train/grad_norm": norm,
-            "train/skipped_steps": int(skipped),
             "perf/points_per_s": round(points / elapsed),
-            "perf/slots_per_s": round(steps * self.slots / elapsed),
-            "perf/data_wait": round(self.waited / elapsed, 4),
+            "perf/slots_per_s": round(slots),
+            "perf/patches_per_s": round(slots / self.config.model.patch_size),
+            "perf/step_seconds": float(f"{elapsed / steps:.4g}"),
+            **device,
+            **self._read_ranks(module),
         }
+        if math.isfinite(self.peak):
+            row["perf/mfu"] = round(self.flops * steps / elapsed / self.peak, 4)
         row |= {f"val/{name}": value for name, value in (self.validation.scores_at(position.step) or {}).items()}
-        if module.ranks.first:
-            self.file.write(row)
-            for logger in trainer.loggers:
-                logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=position.step)
-            self._show(row, now, position.step)
+        self.reported = position.step
+        self.table.write([row])
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=position.step)
+        self.progress.show(row, self.validation.summary)
         self._start_window(module, now)
 
-    def _show(self, row: dict[str, float | int], now: float, step: int) -> None:
-        text = (
-            f"loss {row['train/loss']:.4f}  lr {row['train/lr_normuon']:.3g}/{row['train/lr_adamw']:.3g}  "
-            f"{row['perf/points_per_s'] / 1e3:,.0f}k points/s  data wait {row['perf/data_wait']:.0%}"
-        )
-        if self.validation.summary:
-            text += f"  {self.validation.summary}"
-        if self.watched:
-            self.bar.set_postfix_str(text)
-        elif now - self.last_line > 15 or step == self.total:
-            self.last_line = now
-            left = (now - self.begin) / max(step - self.first, 1) * (self.total - step)
-            log.info("step %d/%d  %s  %.0f s left", step, self.total, text, left)
+    def _read_device(self, module: TrainingModule) -> dict[str, Any]:
+        """What lies on the device, in one transfer."""
+        guard, last = module.guard, module.last
+        for kind, norm in module.optimizer.update_norms().items():
+            self.norms[f"update_norm_{kind}"] = norm
+        for group in module.optimizer.param_groups:
+            self.norms[f"weight_norm_{group['kind']}"] = global_norm(group["params"])
+        counts = module.optimizer.skipped_steps, guard.non_finite, guard.spikes, guard.given_up
+        tensors = [last["loss"], last["grad_norm"], last["weight"], guard.worst, *counts, *self.norms.values()]
+        values = torch.stack([t.detach().double() for t in tensors]).tolist()
+        guard.forget()
+        loss, grad_norm, weight, worst, skipped, non_finite, spikes, given_up, *rest = values
+        self.given_up = int(given_up)
+        norms = dict(zip(self.norms, rest, strict=True))
+        row = {
+            "train/loss": loss,
+            "train/grad_norm": grad_norm,
+            "train/skipped_steps": int(skipped),
+            "train/non_finite_steps": int(non_finite),
+            "train/spike_steps": int(spikes),
+        }
+        if math.isfinite(worst):
+            row["train/spike_score"] = float(f"{worst:.4g}")
+        for kind in KINDS:
+            if f"grad_norm_{kind}" in norms:
+                update, weights = norms[f"update_norm_{kind}"], norms[f"weight_norm_{kind}"]
+                row[f"train/grad_norm_{kind}"] = norms[f"grad_norm_{kind}"] / weight
+                row[f"train/update_norm_{kind}"] = update
+                row[f"train/update_ratio_{kind}"] = update / weights if weights else math.nan
+        return row
+
+    def _read_ranks(self, module: TrainingModule) -> dict[str, Any]:
+        """What each rank's host knows, summed, averaged or the most of."""
+        ranks = module.ranks
+        phases = list(module.clock.read().values())
+        memory = np.zeros(ranks.world)
+        memory[ranks.rank] = peak_memory(ranks.device)
+        shares = [self.communication.total, self.communication.exposed]
+        sums = ranks.sum(np.concatenate([phases, shares, self.lost, memory])).tolist()
+        seconds, (total, exposed, rows, windows), most = sums[:4], sums[4:8], max(sums[8:])
+        out: dict[str, Any] = {
+            "data/quarantined_rows": int(rows),
+            "data/quarantined_windows": int(windows),
+            "perf/memory_gib": float(f"{most / 2**30:.4g}"),
+        }
+        names = ("data_wait", *PHASES[1:])
+        for name, spent in zip(names, seconds, strict=True):
+            out[f"perf/{name}"] = round(spent / max(sum(seconds), 1e-9), 4)
+        if ranks.world == 1:
+            total = exposed = 0.0
+        if math.isfinite(total):
+            out["perf/communication"] = round(total / ranks.world, 4)
+            out["perf/communication_exposed"] = round(exposed / ranks.world, 4)
+        return out
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.bar.close()
+        self.progress.close()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
+        if hasattr(self, "progress"):
+            self.progress.close()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: by tensors on a GPU; by this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -2,65 +2,65 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 
+from toto_train.callbacks.table import Table
+from toto_train.data.order import Order
 from toto_train.module import TrainingModule
 
-COLUMNS = ("step", "source", "rows", "share", "read_seconds", "read_ms_per_row", "quarantined_windows")
+COLUMNS = (
+    "step", "source", "rows", "share", "read_seconds", "read_ms_per_row", "quarantined_windows", "wanted",
+    "quarantined_rows",
+)  # fmt: skip
 """Since the report before: rows of the source and their share, time loader processes spent reading them (a slow source
-shows here, whichever process waited), and windows that could not be read; one line a source that gave rows."""
+shows here, whichever process waited), windows that could not be read, the share that the mixture asks for, and rows
+that lack a window; one line a source that gave rows or should have."""
 
 
 class Reads(pl.Callback):
     """Writes sources.csv every `every` steps; lines after the step a run resumes from are cut."""
 
-    def __init__(self, path: Path, labels: list[str], start_step: int, every: int, writes: bool = True):
+    def __init__(self, path: Path, order: Order, start_step: int, every: int, writes: bool = True):
         """writes: False on all ranks but the first, which leave the file alone."""
-        self.path, self.labels, self.every = path, labels, every
-        self._clear()
-        if not writes:
-            return
-        kept = []
-        if path.exists():
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [row for row in csv.DictReader(whole) if row["step"].isdigit() and int(row["step"]) <= start_step]
-        temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, path)
+        self.table, self.order, self.every = Table(path, COLUMNS, start_step, writes), order, every
+        self.labels = list(order.shares)
+        self._clear(start_step)
 
-    def _clear(self) -> None:
-        self.sums = np.zeros((3, len(self.labels)))  # rows, seconds, windows lost
+    def _clear(self, step: int) -> None:
+        self.sums = np.zeros((4, len(self.labels)))  # rows, seconds, windows lost, rows that lost one
+        self.since = step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
         reads = batch["reads"]
-        for total, values in zip(self.sums, (1.0, reads["seconds"], reads["lost"]), strict=True):
+        for total, values in zip(self.sums, (1.0, reads["seconds"], reads["lost"], reads["lost"] > 0), strict=True):
             np.add.at(total, reads["source"], values)
         step = module.position.step
         if module.whole_step(batch_idx) and (step % self.every == 0 or step == module.config.schedule.max_steps):
             self.sums = module.ranks.sum(self.sums)
-            if module.ranks.first:
-                self._write(step)
-            self._clear()
+            rows = module.config.global_rows
+            self._write(step, self.order.wanted(self.since * rows, step * rows))
+            self._clear(step)
 
-    def _write(self, step: int) -> None:
-        rows, seconds, lost = self.sums
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            for k in np.flatnonzero(rows).tolist():
-                ms = 1000 * seconds[k] / rows[k]
-                share = f"{rows[k] / rows.sum():.4f}"
-                writer.writerow(
-                    (step, self.labels[k], int(rows[k]), share, f"{seconds[k]:.4f}", f"{ms:.3f}", int(lost[k]))
-                )
+    def _write(self, step: int, wanted: np.ndarray) -> None:
+        rows, seconds, lost, short = self.sums
+        self.table.write(
+            {
+                "step": step,
+                "source": self.labels[k],
+                "rows": int(rows[k]),
+                "share": f"{rows[k] / rows.sum():.4f}",
+                "read_seconds": f"{seconds[k]:.4f}",
+                "read_ms_per_row": f"{1000 * seconds[k] / max(rows[k], 1):.3f}",
+                "quarantined_windows": int(lost[k]),
+                "wanted": f"{wanted[k]:.4f}",
+                "quarantined_rows": int(short[k]),
+            }
+            for k in np.flatnonzero((rows > 0) | (wanted > 0)).tolist()
+        )

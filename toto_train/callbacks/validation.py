@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from toto_train.config import Config
 from toto_train.evaluation.metrics import Sums
 from toto_train.evaluation.score import evaluate
 from toto_train.evaluation.tasks import TaskSet
@@ -44,14 +45,18 @@ class Validation(pl.Callback):
         self.baseline: Sums | None = None
         self.fingerprint = tasks.fingerprint if tasks is not None else ""
 
+    def due(self, step: int, config: Config) -> bool:
+        """Whether there are scores after so many steps."""
+        if self.tasks is None:
+            return False
+        return step % config.validate_every == 0 or step == config.schedule.max_steps
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        step, c = module.position.step, module.config
-        if self.tasks is None or not module.whole_step(batch_idx):
-            return
-        if step % c.validate_every and step != c.schedule.max_steps:
+        step = module.position.step
+        if self.tasks is None or not module.whole_step(batch_idx) or not self.due(step, module.config):
             return
         begin = time.perf_counter()
         with module.set_aside():

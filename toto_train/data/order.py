@@ -219,6 +219,13 @@ class Order:
         numbers[np.argsort(shuffled, kind="stable")] = rows
         return shuffled, numbers
 
+    def wanted(self, first: int, end: int) -> np.ndarray:
+        """[sources] share of each in rows first .. end-1 as the stages ask for it, in the order of `shares`."""
+        ends = [*self._starts[1:], max(end, self._starts[-1])]
+        rows = [max(0, min(end, b) - max(first, a)) for a, b in zip(self._starts, ends, strict=True)]
+        units = sum(n * stage.units for n, stage in zip(rows, self._stages, strict=True))
+        return units / (_ONE * max(1, sum(rows)))
+
     def open(self, label: str) -> tuple[ShardSet, str]:
         """The dataset folder and the source's name in it."""
         return self._shards[label], label.partition("/")[2]

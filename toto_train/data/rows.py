@@ -14,6 +14,7 @@ from data_pipelines.store import out_of_resources
 from toto_train.config import Config, MixtureEntry
 from toto_train.data.augment import Window, active, augment
 from toto_train.data.order import Order, RowSpec, key_of
+from toto_train.data.strata import stratum
 from toto_train.objective import patch_mask
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Rows:
         flags       bool    [2]        which masks the batch needs (MaskFlags)
         points      int64   []         observed values
         source      int64   [B]        position in `labels` of the source
+        stratum     int64   [B, V]     source, domain and interval of each variate (`strata`)
         seconds     float64 [B]        time spent reading
         lost        int64   [B]        windows in quarantine: their slots are empty
         """
@@ -61,6 +63,7 @@ class Rows:
             "flags": np.empty(2, bool),
             "points": np.empty((), np.int64),
             "source": np.empty(rows, np.int64),
+            "stratum": np.empty(shape[:2], np.int64),
             "seconds": np.empty(rows),
             "lost": np.empty(rows, np.int64),
         }
@@ -74,7 +77,7 @@ class Rows:
             spec = self.order.row(n)
             target, mask, ids = out["target"][b], out["target_mask"][b], out["series_ids"][b]
             begin = time.perf_counter()
-            windows = self._place(spec, ids)
+            windows = self._place(spec, ids, out["stratum"][b])
             out["lost"][b] = self._read(spec, windows, target)
             out["source"][b], out["seconds"][b] = self._number[spec.source], time.perf_counter() - begin
             self._observe(windows, target, mask)
@@ -88,10 +91,11 @@ class Rows:
     def _entry(self, spec: RowSpec) -> MixtureEntry:
         return self.data.mixture[spec.source.partition("/")[0]]
 
-    def _place(self, spec: RowSpec, ids: np.ndarray) -> list[Window]:
-        """Where each window of a row stands; fills ids [V]."""
+    def _place(self, spec: RowSpec, ids: np.ndarray, strata: np.ndarray) -> list[Window]:
+        """Where each window of a row stands; fills ids [V] and strata [V]."""
         shards, source = self.order.open(spec.source)
-        widths = shards.index(source)["variates"][[series for series, _, _ in spec.windows]].tolist()
+        series = shards.index(source)[[series for series, _, _ in spec.windows]]
+        widths = series["variates"].tolist()
         top, windows = 0, []
         for (_, _, steps), width in zip(spec.windows, widths, strict=True):
             # in the first patches that hold them, so that attention over time needs no mask for what is empty
@@ -100,6 +104,9 @@ class Rows:
             top += width
         ids[:top] = np.repeat(np.arange(len(widths)), widths)
         ids[top:] = np.arange(len(widths), len(widths) + self.variates - top)
+        number, interval = self._number[spec.source], series["interval"] * self._entry(spec).downsample
+        strata[:top] = np.repeat(stratum(number, series["domain"], interval), widths)
+        strata[top:] = strata[0]
         return windows
 
     def _read(self, spec: RowSpec, windows: list[Window], target: np.ndarray) -> int:

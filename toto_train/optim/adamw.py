@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,19 +21,29 @@ def new_state(p: Tensor) -> dict[str, Tensor]:
     return {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
 
-def adamw_step(group: dict[str, Any], state: dict[Tensor, dict[str, Tensor]], finite: Tensor) -> None:
-    """Update a group's parameters that have a gradient; where `finite` [] is 0 the kernel leaves all as it was."""
-    alike: dict[float, list[Tensor]] = {}
-    for p, multiplier in zip(group["params"], group["multipliers"], strict=True):
+def adamw_step(
+    group: dict[str, Any],
+    state: dict[Tensor, dict[str, Tensor]],
+    finite: Tensor,
+    changed_by: Callable[[Tensor, Tensor], None] | None = None,
+) -> None:
+    """Update a group's parameters that have a gradient; where `finite` [] is 0 the kernel leaves all as it was.
+
+    changed_by: told each parameter and the norm [] of what was added to what is here of it. That takes a copy of the
+    parameter, so they are updated one at a time then.
+    """
+    alike: dict[Any, list[Tensor]] = {}
+    for k, (p, multiplier) in enumerate(zip(group["params"], group["multipliers"], strict=True)):
         if p.grad is not None:
-            alike.setdefault(multiplier, []).append(p)
-    for multiplier, params in alike.items():
+            alike.setdefault((multiplier, k if changed_by else 0), []).append(p)
+    for (multiplier, _), params in alike.items():
         states = [state[p] for p in params]
         gradients = [p.grad for p in params if p.grad is not None]
         moments = [[s[key] for s in states] for key in ("exp_avg", "exp_avg_sq")]
         here = [[local(t) for t in tensors] for tensors in (params, gradients, *moments)]
         lines = [[_full_lines(t) for t in tensors] for tensors in here]
         weights, grads, means, squares = lines
+        before = weights[0].clone() if changed_by else None
         adamw(
             weights,
             grads,
@@ -50,6 +61,8 @@ def adamw_step(group: dict[str, Any], state: dict[Tensor, dict[str, Tensor]], fi
             eps=group["eps"],
             maximize=False,
         )
+        if changed_by and before is not None:
+            changed_by(params[0], torch.linalg.vector_norm(weights[0] - before))
         for tensors, changed in zip(here, lines, strict=True):
             for t, line in zip(tensors, changed, strict=True):
                 if t is not line:

@@ -20,6 +20,7 @@ from itertools import zip_longest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from toto_train.optim.layout import Block
 from toto_train.optim.orthogonalize import normalized_update
@@ -181,11 +182,15 @@ class Gather(Bucket):
         empty = partial(torch.empty, dtype=torch.uint8, device=self.device)
         self.message, self.everyone = empty(self.length), empty(self.layout.world * self.length)
         _fill(_views(self.message, self.specs[self.layout.rank]), [t for o, c, v in self.results for t in (v, c, o)])
-        self.handle = dist.all_gather_into_tensor(self.everyone, self.message, group=self.layout.group, async_op=True)
+        with record_function("exchange"):
+            self.handle = dist.all_gather_into_tensor(
+                self.everyone, self.message, group=self.layout.group, async_op=True
+            )
         del self.results
 
     def finish(self) -> Iterator[Result]:
-        self.handle.wait()
+        with record_function("exchange"):
+            self.handle.wait()
         received = iter(_all_views(self.everyone, [self.length] * self.layout.world, self.specs))
         del self.message, self.everyone, self.handle
         for block in self.order:
@@ -204,10 +209,14 @@ class _Route:
         out, into = (torch.empty(sum(lengths), dtype=torch.uint8, device=device) for lengths in self.lengths)
         _fill(_all_views(out, self.lengths[0], self.sent), tensors)
         self.out, self.into = out, into  # both live until the wire is done with them
-        self.handle = dist.all_to_all_single(into, out, self.lengths[1], self.lengths[0], group=group, async_op=True)
+        with record_function("exchange"):
+            self.handle = dist.all_to_all_single(
+                into, out, self.lengths[1], self.lengths[0], group=group, async_op=True
+            )
 
     def receive(self) -> list[Tensor]:
-        self.handle.wait()
+        with record_function("exchange"):
+            self.handle.wait()
         views = _all_views(self.into, self.lengths[1], self.received)
         del self.out, self.into, self.handle
         return views

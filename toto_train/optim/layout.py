@@ -7,6 +7,7 @@ do the same work in their own shard groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,27 +144,37 @@ class Block:
         return local(whole)[first + offset : last + offset] if first < last else local(whole)[:0]
 
 
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """Frobenius norm [] over all gradients, whole ones and sharded ones alike, the same on every rank; no host sync.
+def shard_group(tensor: Tensor) -> dist.ProcessGroup | None:
+    """The ranks among which a tensor is cut; None where this one holds all of it."""
+    group = None
+    if isinstance(tensor, DTensor):
+        for i, placement in enumerate(tensor.placements):
+            if isinstance(placement, Shard) and tensor.device_mesh.size(i) > 1:
+                if group is not None:
+                    raise ValueError(f"a tensor sharded over several mesh dimensions: {tensor.placements}")
+                group = tensor.device_mesh.get_group(i)
+    return group
+
+
+def global_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Frobenius norm [] over all tensors, whole ones and sharded ones alike, the same on every rank; no host sync."""
+    shared: dict[dist.ProcessGroup | None, list[Tensor]] = {}
+    for t in tensors:
+        shared.setdefault(shard_group(t), []).append(local(t))
+    return norm_of_parts({group: torch._foreach_norm(parts) for group, parts in shared.items()})
+
+
+def norm_of_parts(norms: Mapping[dist.ProcessGroup | None, Sequence[Tensor]]) -> Tensor:
+    """Frobenius norm [] of everything, from norms [] of what this rank holds of it by `shard_group`.
 
     One small sum over the ranks for each shard group, none where nothing is sharded.
     """
-    shared: dict[dist.ProcessGroup | None, list[Tensor]] = {}
-    for g in gradients:
-        group = None
-        if isinstance(g, DTensor):
-            for i, placement in enumerate(g.placements):
-                if isinstance(placement, Shard) and g.device_mesh.size(i) > 1:
-                    if group is not None:
-                        raise ValueError(f"a gradient sharded over several mesh dimensions: {g.placements}")
-                    group = g.device_mesh.get_group(i)
-        shared.setdefault(group, []).append(local(g))
-    norms = []
-    for group, parts in shared.items():
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts)))
+    totals = []
+    for group, parts in norms.items():
+        norm = torch.linalg.vector_norm(torch.stack(list(parts)))
         if group is not None:
             square = norm.double().square()  # fp32 would overflow from 2e19 on
             dist.all_reduce(square, group=group)
             norm = square.sqrt().to(norm.dtype)
-        norms.append(norm)
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        totals.append(norm)
+    return totals[0] if len(totals) == 1 else torch.linalg.vector_norm(torch.stack(totals))

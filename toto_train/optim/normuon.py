@@ -16,6 +16,7 @@ matrix and run at its owner (`exchange.py`), so that sharding changes no bit of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,11 +24,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor import zeros as distributed_zeros
+from torch.profiler import record_function
 
 from toto_train.optim.adamw import adamw_step, new_state
 from toto_train.optim.agreement import Agreement
 from toto_train.optim.exchange import Bucket, assign_owners, make_buckets
-from toto_train.optim.layout import Block, Layout
+from toto_train.optim.layout import Block, Layout, norm_of_parts, shard_group
 from toto_train.optim.orthogonalize import resolve_dtype
 from toto_train.tensors import copy_into
 
@@ -56,8 +58,8 @@ def _momentum_update(
     return clean
 
 
-def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> None:
-    """W <- W - finite (decay [D * W >= 0] W + lr D), with W, O [m, n] and lr c as row_lr [m].
+def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> Tensor:
+    """W <- W - finite (decay [D * W >= 0] W + lr D), with W, O [m, n] and lr c as row_lr [m]; returns the bracket.
 
     Decay and update are summed before they meet the weight: a decay of 2e-8 alone is below half an ulp of fp32.
     """
@@ -67,6 +69,7 @@ def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, f
     elif decay:
         delta.add_(p, alpha=decay)
     p.addcmul_(delta, finite, value=-1)
+    return delta
 
 
 class NorMuonAdamW(torch.optim.Optimizer):
@@ -111,6 +114,9 @@ class NorMuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             self._make_state(group)
         self._whole = True
+        self.measures = False
+        """Whether a step notes how far it moves the parameters, for `update_norms`; it costs a pass over them."""
+        self._changes: dict[str, dict[dist.ProcessGroup | None, list[Tensor]]] = {}
         self._agreement = Agreement(self._named(), replicas)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=self._named()[0][1].device)
 
@@ -180,14 +186,25 @@ class NorMuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        active = frozenset(name for name, p in self._named() if p.grad is not None)
-        finite = self._agreement.reach(active)
-        self.skipped_steps += 1 - finite.to(torch.int64)
-        self._normuon_step(active, finite)
-        for group in self.param_groups:
-            if group["kind"] == "adamw":
-                adamw_step(group, self.state, finite)
+        with record_function("optimizer"):
+            active = frozenset(name for name, p in self._named() if p.grad is not None)
+            finite = self._agreement.reach(active)
+            self.skipped_steps += 1 - finite.to(torch.int64)
+            self._changes = {}
+            self._normuon_step(active, finite)
+            note = partial(self._note, "adamw") if self.measures else None
+            for group in self.param_groups:
+                if group["kind"] == "adamw":
+                    adamw_step(group, self.state, finite, note)
         return loss
+
+    def update_norms(self) -> dict[str, Tensor]:
+        """Kind of group -> Frobenius norm [] of what the last step added to its parameters, the same on every rank.
+        Empty where `measures` was not set before it. All ranks call this together, where parameters are sharded."""
+        return {kind: norm_of_parts(norms) for kind, norms in self._changes.items()}
+
+    def _note(self, kind: str, p: Tensor, norm: Tensor) -> None:
+        self._changes.setdefault(kind, {}).setdefault(shard_group(p), []).append(norm)
 
     def _normuon_step(self, active: frozenset[str], finite: Tensor) -> None:
         """All buckets, each a stage behind the one before it: what one sends travels while another is worked on."""
@@ -223,7 +240,10 @@ class NorMuonAdamW(torch.optim.Optimizer):
             if state := self.state[block.p]:
                 block.v_part(state["v"]).lerp_(new_v, finite)
             decay = s["weight_decay"] * s["lr"] / s["initial_lr"]
-            _apply(block.part(block.p), o, scale * (s["lr"] * block.multiplier), decay, s["cautious"], finite)
+            row_lr = scale * (s["lr"] * block.multiplier)
+            delta = _apply(block.part(block.p), o, row_lr, decay, s["cautious"], finite)
+            if self.measures:
+                self._note("normuon", block.p, torch.linalg.vector_norm(delta) * finite)
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, settings of the groups, and the count of skipped steps; tensors are not copied."""
