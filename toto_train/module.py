@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from toto_train import parallel
 from toto_train.checkpoint import Position
 from toto_train.config import Config
 from toto_train.model.toto import Toto
@@ -44,7 +45,14 @@ class TrainingModule(pl.LightningModule):
     losses, weights, points and stop requests are summed over the ranks once a step.
     """
 
-    def __init__(self, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        config: Config,
+        model: Toto,
+        optimizer: NorMuonAdamW | ZeroOptimizer,
+        position: Position,
+        ranks: Ranks = ALONE,
+    ):
         super().__init__()
         self.config, self.optimizer, self.position, self.ranks = config, optimizer, position, ranks
         self.model = model
@@ -93,12 +101,12 @@ class TrainingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn summed gradients into those of the mean, clip, and set this step's learning rate; no host sync."""
         c = self.config
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients, cut = parallel.gradients(self.model, self.optimizer)
         sums = torch.stack([self._loss, self._weight])
         if self.ranks.world > 1:
             dist.all_reduce(sums)
         loss, weight = sums[0], sums[1].clamp(min=1)
-        norm = global_norm(gradients) / weight
+        norm = global_norm(gradients, cut) / weight
         # where even the norm overflows, clipping would make zeros of the gradients: the optimizer is to skip the step
         factor = torch.where(norm.isfinite(), 1 / weight, torch.nan)
         if clip := c.optimizer.clip_norm:

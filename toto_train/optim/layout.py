@@ -143,15 +143,17 @@ class Block:
         return local(whole)[first + offset : last + offset] if first < last else local(whole)[:0]
 
 
-def global_norm(gradients: list[Tensor]) -> Tensor:
+def global_norm(gradients: list[Tensor], cut: dist.ProcessGroup | None = None) -> Tensor:
     """Frobenius norm [] over all gradients, whole ones and sharded ones alike, the same on every rank; no host sync.
 
-    One small sum over the ranks for each shard group, none where nothing is sharded.
+    cut: ranks that hold different parts of the plain tensors; None where these are whole. One small sum over the ranks
+    for each shard group, none where nothing is sharded.
     """
     shared: dict[dist.ProcessGroup | None, list[Tensor]] = {}
     for g in gradients:
-        group = None
+        group = cut
         if isinstance(g, DTensor):
+            group = None
             for i, placement in enumerate(g.placements):
                 if isinstance(placement, Shard) and g.device_mesh.size(i) > 1:
                     if group is not None:

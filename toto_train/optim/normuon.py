@@ -56,7 +56,7 @@ def _momentum_update(
     return clean
 
 
-def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> None:
+def apply_update(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> None:
     """W <- W - finite (decay [D * W >= 0] W + lr D), with W, O [m, n] and lr c as row_lr [m].
 
     Decay and update are summed before they meet the weight: a decay of 2e-8 alone is below half an ulp of fp32.
@@ -223,7 +223,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
             if state := self.state[block.p]:
                 block.v_part(state["v"]).lerp_(new_v, finite)
             decay = s["weight_decay"] * s["lr"] / s["initial_lr"]
-            _apply(block.part(block.p), o, scale * (s["lr"] * block.multiplier), decay, s["cautious"], finite)
+            apply_update(block.part(block.p), o, scale * (s["lr"] * block.multiplier), decay, s["cautious"], finite)
 
     def state_dict(self) -> dict[str, Any]:
         """State by parameter name, settings of the groups, and the count of skipped steps; tensors are not copied."""
