@@ -22,7 +22,7 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 
 from toto_train.config import Config
-from toto_train.optim.zero import MUON, ZeroOptimizer, save_whole
+from toto_train.optim.zero import MUON, ZeroOptimizer
 
 BUCKET = 50_000_000
 """Most numbers of one message between ranks."""
@@ -68,7 +68,6 @@ class ZeroStrategy(DeepSpeedStrategy):
         )
         engine.set_gradient_accumulation_boundary(True)
         optimizer.begin(zero, weights)
-        save_whole(self.lightning_module.model)
         return engine, zero
 
     @contextmanager

@@ -22,6 +22,7 @@ from toto_train.objective import loss_sum
 from toto_train.optim.layout import global_norm, local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr, set_momentum, warm_momentum, wsd
+from toto_train.optim.zero import ZeroOptimizer
 from toto_train.ranks import ALONE, Ranks
 from toto_train.watchdog import Watchdog
 

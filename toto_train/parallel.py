@@ -26,7 +26,7 @@ from toto_train.model.toto import Toto
 from toto_train.model.umup import init_weights, set_replicas
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import build_optimizer, routed
-from toto_train.optim.zero import ZeroOptimizer, is_cut, zero_optimizer
+from toto_train.optim.zero import ZeroOptimizer, is_cut, save_whole, zero_optimizer
 from toto_train.optim.zero import whole as whole_weight
 from toto_train.ranks import Ranks
 from toto_train.tensors import copy_into
@@ -70,6 +70,7 @@ def make_optimizer(config: Config, model: Toto) -> NorMuonAdamW | ZeroOptimizer:
     """The recipe's optimizer for a model as `build` laid it out."""
     named, settings, depth = model.named_parameters(), config.optimizer, config.model.num_layers
     if config.parallel.mode == "deepspeed":
+        save_whole(model)
         return zero_optimizer(routed(named, settings, depth), settings)
     copies = config.parallel.mode == "ddp" and config.world > 1
     return build_optimizer(named, settings, depth, dist.group.WORLD if copies else None)

@@ -33,7 +33,7 @@ class Losses(pl.Callback):
 
 
 def trained(rank, world, overrides):
-    """Weights and optimizer state, whole, and losses after STEPS steps; of DeepSpeed's state each tensor on one rank."""
+    """Weights and optimizer state, whole, and losses after STEPS steps; DeepSpeed has each tensor of it on one rank."""
     warnings.simplefilter("ignore")
     config = config_from_overrides(overrides, ROOT / "configs")
     losses = Losses()

@@ -50,7 +50,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         torch.optim.Optimizer.__init__(self, groups, defaults={})  # DeepSpeed's Muon, where it is a base, has no part
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """By DeepSpeed, piece after piece; it has found all gradients finite."""
         for group in self.param_groups:
             params, lr = group["params"], group["lr"]
@@ -175,8 +175,8 @@ def is_cut(model: nn.Module) -> bool:
 
 
 def save_whole(model: nn.Module) -> None:
-    """Let the model's state_dict hold fp32 weights where its parameters are cut: whole and in main memory, each on one
-    rank. All ranks call it together then."""
+    """Let the model's state_dict hold fp32 weights once its parameters are cut: whole and in main memory, each on one
+    rank. All ranks then call it together."""
     model.register_state_dict_post_hook(_whole_weights)
 
 
@@ -208,6 +208,7 @@ def _scatter(
     from deepspeed import utils
 
     rank, world = dist.get_rank(), dist.get_world_size()
+    p: Any  # with attributes that stage 3 gave it
     for i, (name, p) in enumerate(every.items()):
         if name not in some:
             continue
