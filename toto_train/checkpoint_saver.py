@@ -25,7 +25,6 @@ from toto_train.checkpoint_storage import Files, HostCopy, is_first, reasons, wr
 from toto_train.config import Config, RunStopped
 from toto_train.files import whole_folder
 from toto_train.model.toto import Toto
-from toto_train.optim.normuon import NorMuonAdamW
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Saver:
     def save(
         self,
         model: Toto,
-        optimizer: NorMuonAdamW,
+        optimizer: torch.optim.Optimizer,
         position: Position,
         validation: dict[str, Any] | None = None,
         extra: dict[str, Any] | None = None,
