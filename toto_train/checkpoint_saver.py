@@ -78,6 +78,11 @@ class Saver:
         if not self.config.checkpoint.asynchronous:
             self.wait()
 
+    @property
+    def done(self) -> bool:
+        """Whether this rank has no save in flight, or one that has come to an end."""
+        return self._pending is None or self._pending.done()
+
     def check(self) -> None:
         """At the edge of a step: raises RunStopped, on all ranks at the same edge, where the save in flight has failed.
 
@@ -85,7 +90,7 @@ class Saver:
         """
         if self._pending is None:
             return
-        done = torch.tensor(self._pending.done(), dtype=torch.int32)
+        done = torch.tensor(self.done, dtype=torch.int32)
         if dist.is_initialized():
             dist.all_reduce(done, dist.ReduceOp.MIN)
         if done:
