@@ -28,10 +28,11 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def main(argv: list[str]) -> int:
-    options = dict(arg.removeprefix("slurm.").split("=", 1) for arg in argv if arg.startswith("slurm.") and "=" in arg)
     own = [arg for arg in argv if arg.partition("=")[0] in OWN or arg.startswith("-")]
+    sbatch = [arg for arg in argv if arg.startswith("slurm.") and "=" in arg]
     args = parse(__doc__, own, required={}, optional=OWN)
-    job = prepare([a for a in argv if a not in own and not a.startswith("slurm.")], CONFIGS, args["grace"])
+    job = prepare([arg for arg in argv if arg not in own + sbatch], CONFIGS, args["grace"])
+    options = dict(arg.removeprefix("slurm.").split("=", 1) for arg in sbatch)
     file = write_sbatch(job, options, args["python"], args["setup"], args["srun"])
     print(describe(job.config))
     if not args["submit"]:

@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.slow]
 SRUN = """#!/usr/bin/env bash
 while [[ $1 == --* ]]; do shift; done
 pids=()
-for node in 0 1; do SLURM_NODEID=$node "$@" & pids+=($!); done
+export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1 SLURM_JOB_NAME=run SLURM_LOCALID=0
+for node in 0 1; do SLURM_NODEID=$node SLURM_PROCID=$node "$@" & pids+=($!); done
 echo "${pids[@]}" > "$STEP.tmp"; mv "$STEP.tmp" "$STEP"
 worst=0
 for pid in "${pids[@]}"; do wait "$pid"; status=$?; ((status > worst)) && worst=$status; done
