@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 
-from toto_train import checkpoint, hub
+from toto_train import checkpoint, checkpoint_files, hub
 from toto_train.arguments import fail_on, parse
 from toto_train.push import check_repo_id, check_token, push_to_hub
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     else:
         title = f"{meta['config']['name']}: a {model.config.name} Toto 2.0-class forecaster"
         place = load_from(args["push_to"], in_shards=4 * sum(p.numel() for p in model.parameters()) > limit)
-        card = hub.model_card(title, checkpoint.facts(args["run"], model, meta), place)
+        card = hub.model_card(title, checkpoint_files.facts(args["run"], model, meta), place)
         training = {"context_length": meta["config"]["data"]["length"], "steps": meta["step"], "points": meta["points"]}
     out = hub.save_pretrained(model, args["out"], card, training, limit)
     print(f"exported step {meta['step']} of {args['run']} -> {out}")

@@ -12,8 +12,9 @@ import logging
 import sys
 from pathlib import Path
 
-from toto_train import checkpoint, hub
+from toto_train import hub
 from toto_train.arguments import fail_on, parse
+from toto_train.checkpoint_saver import save_import
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"path={args['path']} is no folder; `hf download ORG/NAME --local-dir DIR` fetches a model")
     model = hub.load_pretrained(args["path"])
     hub.refuse_non_finite(model, args["path"])
-    out = checkpoint.save_import(Path(args["out"]), model, hub.origin(args["path"]))
+    out = save_import(Path(args["out"]), model, hub.origin(args["path"]))
     size = model.config.name
     print(f"imported {args['path']} ({size}, {sum(p.numel() for p in model.parameters()):,} parameters) -> {out}")
     print(f"train from it: python train.py model={size} init_from={out} ...")

@@ -1,38 +1,28 @@
-"""Save and resume: weights, optimizer state and the one integer that is the position of the run.
+"""Resume, and weights for other uses: a checkpoint of any number of ranks, in any parallel mode, loads into any other.
 
-A checkpoint is a folder checkpoints/step-00001000 in torch.distributed.checkpoint's format with a meta.json beside.
-It is written under a temporary name and renamed when whole, so a folder with its final name is complete. Its meta.json
-holds the validation scores of its step, where there are any: which checkpoint is the best follows from the files.
+Every tensor goes where it is held now; a run's position is one integer, the completed steps. No state of a random
+generator is kept: rows, masks, augmentation and first weights are functions of the seed and a number, and training
+draws from no global generator. Schedules are functions of the step. `checkpoint_saver` saves.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import re
-import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
+import torch
+import torch.distributed as dist
 
+from toto_train import checkpoint_files as files
+from toto_train.checkpoint_settings import changes, data_changes, refusals
+from toto_train.checkpoint_storage import from_first, gathered, is_first, load
 from toto_train.config import Config, ConfigError, ModelConfig
-from toto_train.files import whole_folder
 from toto_train.model.toto import Toto
-from toto_train.optim.normuon import NorMuonAdamW
 
 log = logging.getLogger(__name__)
-
-FROZEN = ("model", "objective", "data.variates", "data.length", "global_rows", "seed", "optimizer.stack")
-"""Settings that a resumed run must keep; with the fingerprint of its data they decide what every step sees,
-and which state the optimizer has."""
 
 
 @dataclass
@@ -43,264 +33,147 @@ class Position:
     points: int = 0
 
 
-def folders(run: Path) -> list[Path]:
-    """Complete checkpoints of a run folder, oldest first."""
-    found = run.glob("checkpoints/step-*")
-    return sorted(p for p in found if re.fullmatch(r"step-\d+", p.name) and (p / "meta.json").is_file())
-
-
-def best(run: Path, tasks: str = "") -> Path | None:
-    """The checkpoint that validation chooses: the newest whose MWQL is within the bound of the newest validation (see
-    `callbacks.validation.Validation`), else the one with the lowest; None where none was validated.
-
-    Only scores on the same windows compare: those of the newest validation, or with the fingerprint `tasks`.
-    """
-    newest_first = [(read_meta(p), p) for p in reversed(folders(run))]
-    validated = [(meta["validation"], p) for meta, p in newest_first if math.isfinite(validation_mwql(meta))]
-    tasks = tasks or (validated[0][0]["tasks"] if validated else "")
-    same = [(record, p) for record, p in validated if record["tasks"] == tasks]
-    within = [p for record, p in same if record["mwql"] <= same[0][0]["bound"]]
-    return within[0] if within else min(same, key=lambda pair: pair[0]["mwql"])[1] if same else None
-
-
-def validation_mwql(meta: dict[str, Any]) -> float:
-    """MWQL of a meta.json; infinity, which never wins, where there is none."""
-    score = (meta.get("validation") or {}).get("mwql")
-    return math.inf if score is None else score
-
-
-def save(
-    run: Path,
-    config: Config,
-    model: Toto,
-    optimizer: NorMuonAdamW,
-    position: Position,
-    fingerprint: str,
-    validation: dict[str, Any] | None = None,
-    data: dict[str, Any] | None = None,
-) -> Path:
-    """Write a checkpoint and drop all but the newest `checkpoint.keep_last` and the best.
-
-    validation: `Validation.record` of exactly this step, where there was a validation. data: `Order.facts`, whose
-    fingerprint is given: what a refusal to resume names.
-    """
-    record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in (validation or {}).items()}
-    meta = {
-        **asdict(position),
-        "validation": record or None,
-        "data_fingerprint": fingerprint,
-        "data": data or {},
-        "config": asdict(config),
-    }
-    final = _write(run, _state(model, optimizer), meta)
-    kept = best(run)
-    for old in folders(run)[: -config.checkpoint.keep_last]:
-        if old != kept:
-            doomed = old.with_name(old.name + ".tmp")  # half of it is no checkpoint, should this be killed
-            os.replace(old, doomed)
-            shutil.rmtree(doomed)
-    return final
-
-
-def save_import(out: Path, model: Toto, origin: dict[str, Any]) -> Path:
-    """A run folder with nothing but weights that were made elsewhere, as step 0; runs start from it by `init_from`.
-
-    origin: `hub.origin` of the folder they come from. An earlier import at `out` is replaced, nothing else is.
-    """
-    config = {
-        "name": Path(origin["path"]).resolve().name,
-        "model": asdict(model.config),
-        "data": {"length": origin["training"]["context_length"]},
-    }
-    meta = {**asdict(Position()), "validation": None, "config": config, "imported": origin}
-    with whole_folder(out, "imported model", _is_import) as folder:
-        _write(folder, {"model": model.state_dict()}, meta)
-    return out
-
-
-def _is_import(folder: Path) -> bool:
-    found = folders(folder)
-    return len(found) == 1 == len(list(folder.iterdir())) and "imported" in read_meta(found[0])
-
-
-def _write(run: Path, state: dict[str, Any], meta: dict[str, Any]) -> Path:
-    """Write the checkpoint of step meta["step"] under its final name when whole."""
-    final = run / "checkpoints" / f"step-{meta['step']:08d}"
-    temporary = final.with_name(final.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with _alone():
-        dcp.save(state, checkpoint_id=temporary)
-    meta = {**meta, "versions": {name: _version(name) for name in ("torch", "lightning", "numpy", "toto-train")}}
-    with (temporary / "meta.json").open("w") as file:
-        json.dump(meta, file, indent=2, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    if final.exists():  # the same step of an earlier attempt
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    return final
-
-
 def resume(
     run: Path,
     config: Config,
     model: Toto,
-    optimizer: NorMuonAdamW,
+    optimizer: torch.optim.Optimizer,
     fingerprint: str,
     data: dict[str, Any] | None = None,
 ) -> Position:
-    """Load the newest checkpoint into model and optimizer, in place; the start of the run where there is none.
+    """Load the newest whole checkpoint into model and optimizer, in place; the start of the run where there is none.
 
-    Settings such as learning rates stay those of the config. Raises ConfigError naming every setting that differs
-    where the run would no longer be the same run, and ValueError naming a checkpoint that cannot be read.
+    Settings such as learning rates stay those of the config. A damaged checkpoint gives way to the one before it, with
+    a warning. All ranks call this together. Raises ConfigError naming every setting that differs where the run would
+    no longer be the same run (`checkpoint_settings.RULES`), and ValueError where there are checkpoints and none is
+    whole.
     """
-    found = folders(run)
-    if not found:
+    known = from_first(lambda: files.readable(run))
+    if known:
+        _refuse(*known[-1], config, fingerprint, data or {})  # before every byte is read
+    if (found := latest_good(run)) is None:
         return Position()
-    meta = read_meta(found[-1])
-    if problems := _differences(found[-1], meta, config):
-        raise ConfigError(problems)
-    if meta["data_fingerprint"] != fingerprint:
-        changes = data_changes(meta.get("data") or {}, data or {})
-        if not config.allow_data_change:
-            raise ConfigError([
-                f"{change}; rows would no longer be those that {found[-1]} was made for. Restore it, use another name= "
-                "or fresh=true, or go on with other rows from here: allow_data_change=true"
-                for change in changes
-            ])  # fmt: skip
-        log.warning("%s goes on with other data from step %d: %s", run, meta["step"], "; ".join(changes))
-    _load(found[-1], _state(model, optimizer))
-    log.info("resumed %s at step %d", run, meta["step"])
+    folder, meta = found
+    _refuse(folder, meta, config, fingerprint, data or {})
+    load(folder, state_of(model, optimizer))
+    if is_first():
+        log.info("resumed %s at step %d", run, meta["step"])
+        if changed := changes(meta, config):
+            log.info("settings that changed: %s", ", ".join(changed))
+        if meta["data_fingerprint"] != fingerprint:
+            changed = data_changes(meta["data"], data or {})
+            log.warning("%s goes on with other data from step %d: %s", run, meta["step"], "; ".join(changed))
     return Position(meta["step"], meta["points"])
 
 
-def choose(run: str | Path, which: str = "best") -> Path:
-    """A run's best or last checkpoint. The best is the one that validation chooses, or the last where none was."""
-    if which not in ("best", "last"):
-        raise ValueError(f"checkpoint={which!r} must be best or last")
-    found = folders(Path(run))
-    if not found:
-        raise ValueError(f"{run} holds no complete checkpoint; expected {run}/checkpoints/step-*")
-    return (best(Path(run)) if which == "best" else None) or found[-1]
+def load_extra(run: Path, position: Position, extra: dict[str, Any]) -> None:
+    """Load groups of tensors in place from the checkpoint that `resume` took, as far as it has them and they fit.
+
+    Others keep what they hold, which is said. All ranks call this together.
+    """
+    if not (folder := files.folder_of(run, position.step)).is_dir():
+        return
+    there = from_first(lambda: files.read_meta(folder))["extra"]
+    for name, tensors in extra.items():
+        problem = "" if name in there else "it was not kept"
+        if not problem:
+            try:
+                load(folder, {"extra": {name: tensors}})
+            except ValueError as error:
+                problem = str(error)
+        if problem and is_first():
+            log.warning("%s begins anew at step %d: %s", name, position.step, problem)
+
+
+def latest_good(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """A run's newest checkpoint of which every byte is as it was written, and its meta.json; None where it has none.
+
+    Each rank checks its share of the files, and all come to the same result. What is damaged is named in a warning and
+    set aside as step-*.damaged, so that neither this run nor its retention counts on it. Raises ValueError where there
+    are checkpoints and none is whole; then nothing is renamed.
+    """
+    found = from_first(lambda: [(folder, _meta_or_problem(folder)) for folder in files.folders(run)])
+    bad: dict[Path, list[str]] = {}
+    whole: tuple[Path, Any] | None = None
+    for folder, meta in reversed(found):
+        problems = [meta] if isinstance(meta, str) else damage(folder, meta)
+        if not problems:
+            whole = folder, meta
+            break
+        bad[folder] = problems
+    if whole is None and bad:
+        every = "".join(f"\n  {problem}" for problems in bad.values() for problem in problems)
+        raise ValueError(
+            f"no checkpoint of {run} is whole:{every}\n"
+            "Restore one from a copy; or start over with fresh=true or another name="
+        )
+    if whole is not None:
+        from_first(partial(_set_aside, bad, whole[0]))
+    return whole
+
+
+def _meta_or_problem(folder: Path) -> dict[str, Any] | str:
+    try:
+        return files.read_meta(folder)
+    except ValueError as error:
+        return str(error).removesuffix(f"; {files.REMEDY}")
+
+
+def _set_aside(bad: dict[Path, list[str]], instead: Path) -> None:
+    for folder, problems in bad.items():
+        aside = files.set_aside(folder)
+        log.warning("%s; going on from %s, the damaged one is now %s", "; ".join(problems), instead.name, aside)
+
+
+def damage(folder: Path, meta: dict[str, Any], alone: bool = False) -> list[str]:
+    """What is wrong with a checkpoint's files, a line each; every rank checks its share and knows all."""
+    if alone or not dist.is_initialized():
+        return files.damage(folder, meta)
+    mine = files.damage(folder, meta, dist.get_rank(), dist.get_world_size())
+    return [problem for problems in gathered(mine) for problem in problems]
 
 
 def load_model(run: str | Path, which: str = "best") -> tuple[Toto, dict[str, Any]]:
-    """Model of a run's best or last checkpoint, on CPU, and the checkpoint's meta.json."""
-    folder = choose(run, which)
-    meta = read_meta(folder)
-    model = Toto.create(ModelConfig(**meta["config"]["model"]), seed=0)
-    load_weights(folder, model)
+    """Model of a run's best or last checkpoint, on CPU and in this process alone, and the checkpoint's meta.json.
+
+    Besides the model one tensor at a time is in memory. Raises ValueError naming what is damaged.
+    """
+    folder = files.choose(run, which)
+    meta = files.read_meta(folder)
+    with torch.device("meta"):
+        model = Toto(ModelConfig(**meta["config"]["model"]))
+    model.to_empty(device="cpu")
+    load_weights(folder, model, alone=True)
     return model, meta
 
 
-def load_weights(folder: Path, model: Toto) -> None:
-    """Copy a checkpoint's weights into a model of the same config, in place."""
-    _load(folder, {"model": model.state_dict()})
+def load_weights(folder: Path, model: Toto, alone: bool = False) -> None:
+    """Copy a checkpoint's weights, averaged ones where it keeps them, into a model of the same config, in place.
+
+    The model may be sharded; all ranks call this together, unless `alone`. Raises ValueError naming what is damaged.
+    """
+    meta = files.read_meta(folder) if alone else from_first(lambda: files.read_meta(folder))
+    if problems := damage(folder, meta, alone):
+        raise ValueError(f"{'; '.join(problems)}; {files.REMEDY}")
+    weights = model.state_dict()
+    load(folder, {"extra": {"ema": weights}} if "ema" in meta["extra"] else {"model": weights}, alone)
 
 
-def describe(run: str | Path, meta: dict[str, Any]) -> str:
-    """Which of a run's checkpoints this is: 'step 1,000 of 1,200 (chosen by validation, MWQL 0.912)'."""
-    if "imported" in meta:
-        return f"imported from {meta['imported']['path']}"
-    chosen = best(Path(run))
-    newest = read_meta(found[-1]) if (found := folders(Path(run))) else meta
-    step = f"step {meta['step']:,} of {newest['config']['schedule']['max_steps']:,}"
-    is_best = chosen is not None and read_meta(chosen)["step"] == meta["step"]
-    return f"{step} (chosen by validation, MWQL {validation_mwql(meta):.3f})" if is_best else step
+def _refuse(folder: Path, meta: dict[str, Any], config: Config, fingerprint: str, data: dict[str, Any]) -> None:
+    if problems := refusals(folder, meta, config):
+        raise ConfigError(problems)
+    if meta["data_fingerprint"] != fingerprint and not config.allow_data_change:
+        raise ConfigError([
+            f"{change}; rows would no longer be those that {folder} was made for. Restore it, use another name= "
+            "or fresh=true, or go on with other rows from here: allow_data_change=true"
+            for change in data_changes(meta["data"], data)
+        ])  # fmt: skip
 
 
-def facts(run: str | Path, model: Toto, meta: dict[str, Any]) -> dict[str, str]:
-    """What a model card and a report say of a run's checkpoint."""
-    config = meta["config"]
-    return {
-        "model": f"{model.config.name}, {sum(p.numel() for p in model.parameters()):,} parameters",
-        "exported checkpoint": describe(run, meta),
-        "observed points seen": f"{meta['points']:,}",
-        **({"started from": config["init_from"]} if config.get("init_from") else {}),
-        **({"seed": str(config["seed"])} if "seed" in config else {}),
-    }
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "meta.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'meta.json'} is damaged ({error}); {_REMEDY}") from error
-
-
-_REMEDY = "remove this checkpoint's folder to go on from the one before"
-
-
-def data_changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "data") -> list[str]:
-    """What differs between two `Order.facts`, a line each; at least one line."""
-    out = []
-    for key in sorted({*before, *now}):
-        old, new, name = before.get(key), now.get(key), f"{prefix}.{key}"
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            out += data_changes(old, new, name)
-        elif old is None or new is None:
-            out.append(f"{name} is {'new' if old is None else 'gone'}")
-        else:
-            out.append(f"{name} changed" if len(f"{old}{new}") > 80 else f"{name} is {new!r} and was {old!r}")
-    return out or ["data: the mixture, its weights or its shards changed"]
-
-
-def _differences(folder: Path, meta: dict[str, Any], config: Config) -> list[str]:
-    """Why a run with this config would not continue the run that was saved."""
-    saved, now = meta["config"], asdict(config)
-    remedy = "use that value, another name=, or fresh=true to start over"
-    problems = []
-    for key in FROZEN:
-        after = _get(now, key)
-        before = _get(saved, key, after)  # an import has no optimizer, an older checkpoint not every setting
-        for sub in sorted(before) if isinstance(before, dict) else [""]:
-            old, new = (before[sub], after.get(sub)) if sub else (before, after)
-            if old != new:
-                name = f"{key}.{sub}" if sub else key
-                problems.append(f"{name}={new!r}, but {folder} was made with {old!r}; {remedy}")
-    if config.schedule.max_steps < meta["step"]:
-        problems.append(f"schedule.max_steps={config.schedule.max_steps} is behind step {meta['step']} of {folder}")
-    return problems
-
-
-def _state(model: Toto, optimizer: NorMuonAdamW) -> dict[str, Any]:
-    """Tensors of the run by name: the live ones, which dcp.load writes into."""
+def state_of(model: Toto, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Tensors of the run by name: the live ones, which loading writes into."""
     state = optimizer.state_dict()
     return {
         "model": model.state_dict(),
         "optimizer": {"state": state["state"], "skipped_steps": state["skipped_steps"]},
     }
-
-
-def _load(folder: Path, state: dict[str, Any]) -> None:
-    try:
-        with _alone():
-            dcp.load(state, checkpoint_id=folder)
-    except dcp.api.CheckpointException as error:  # no Exception to torch, but a ValueError to a user
-        reasons = "; ".join(str(failure).strip() for failure, _ in error.failures.values())
-        raise ValueError(f"{folder} cannot be read ({reasons}); {_REMEDY}") from error
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Without torch's remark, at every save and load, that there is no process group."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed.*")
-        yield
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from its folder, not installed
-        return "unknown"
-
-
-def _get(tree: Any, key: str, default: Any = None) -> Any:
-    for part in key.split("."):
-        if part not in tree:
-            return default
-        tree = tree[part]
-    return tree

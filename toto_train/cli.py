@@ -16,13 +16,16 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from toto_train.config import Config, ConfigError, RunStopped
 from toto_train.config_check import from_tree, nearest
+
+STOPPED = (130, 143)
+"""Exit statuses of a run that a signal ended: whoever sent it does not want the next one of a multirun either."""
 
 # A group's entry "model: nano" must not be rejected for the fields that only the dataclass names, so every default is
 # in the tree Hydra composes; plain values, because types are checked afterwards, all at once.
@@ -42,13 +45,13 @@ def log_to_stderr(level: int, prefix: str = "") -> None:
     logging.basicConfig(level=level, format=f"{prefix}%(message)s", handlers=[_AboveTheBar()])
 
 
-def guarded(job: Callable[[], None], rank: int = 0) -> int:
-    """Exit status of a job; what a user can cause is one message, by one rank, anything else a traceback."""
+def guarded(job: Callable[[], None], rank: int = 0, local_rank: int = 0) -> int:
+    """Exit status of a job; what a user can cause is one message, by one rank of a node, anything else a traceback."""
     name = f"train.py, rank {rank}" if rank else "train.py"
     try:
         job()
-    except (ConfigError, RunStopped) as error:  # the same on all ranks
-        if not rank:
+    except (ConfigError, RunStopped) as error:  # the same on all ranks of a node
+        if not local_rank:
             print(error if isinstance(error, ConfigError) else f"{name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else error.status
     except KeyboardInterrupt:
@@ -77,22 +80,34 @@ def _by_hydra(argv: list[str], configs: Path) -> None:
     problems, good = _split_overrides([a for a in argv if a not in flags], configs)
     if problems:
         raise ConfigError(problems)
-    sys.argv = ["train.py", *flags, *good]
+    # what all jobs of a multirun have in common does not tell them apart, and would make names of folders too long
+    parsed = OverridesParser.create().parse_overrides(good)
+    common = {o.key_or_group for o in parsed} - {o.key_or_group for o in parsed if o.is_sweep_override()}
+    name = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(common))}]"
+    sys.argv = ["train.py", *flags, *good, name]
     hydra.main(version_base="1.3", config_path=str(configs), config_name="train")(_job)()
 
 
+class TrialFailed(CompactHydraException):
+    """One job of a multirun failed, and has said why; the others go on, and Hydra ends with status 1."""
+
+
 def _job(tree: DictConfig) -> None:
-    """One job of a multirun: its folder carries what distinguishes it."""
+    """What Hydra runs: one job, whose folder, in a multirun, carries what distinguishes it."""
+    facts = HydraConfig.get()
+    what = facts.job.override_dirname if facts.mode == RunMode.MULTIRUN else ""
 
     def job() -> None:
         config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
-        facts = HydraConfig.get()
-        if facts.mode == RunMode.MULTIRUN and facts.job.override_dirname:
-            config.name = f"{config.name}-{facts.job.override_dirname.replace('/', '.')}"
+        if what:
+            config.name = f"{config.name}-{what.replace('/', '.')}"
         _run(config)
 
-    if status := guarded(job):
+    status = guarded(job)
+    if status and (not what or status in STOPPED):
         raise SystemExit(status)
+    if status:
+        raise TrialFailed(f"{what} ended with status {status}; its own message says why")
 
 
 def config_from_overrides(overrides: list[str], configs: Path) -> Config:

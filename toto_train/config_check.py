@@ -114,7 +114,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.normuon.orthogonalize_dtype": ("auto", "bf16", "fp32"),
     "optimizer.normuon.split": ("none", "fused", "heads"),
     "optimizer.normuon.replicated_state": ("replicated", "owner"),
-    "optimizer.stack": ("normuon", "adamw"),
+    "optimizer.stack": ("normuon", "adamw", "deepspeed_muon"),
     "parallel.mode": MODES,
     "parallel.precision": ("fp32", "bf16", "bf16_master"),
     "parallel.device": ("auto", "cpu", "cuda"),
@@ -134,7 +134,7 @@ POSITIVE = (
     "optimizer.normuon.eps",
     "optimizer.normuon.bucket_mib", "optimizer.adamw.lr", "optimizer.adamw.eps", "schedule.max_steps",
     "logger.every_steps", "checkpoint.every_steps", "checkpoint.keep_last", "parallel.nodes", "parallel.timeout",
-    "parallel.first_timeout", "guards.window", "guards.max_skipped",
+    "parallel.first_timeout", "parallel.rendezvous_timeout", "guards.window", "guards.max_skipped",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "validate_every", "model.layer_group_size", "model.num_variate_layers_per_group", "data.workers",

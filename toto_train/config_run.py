@@ -26,6 +26,8 @@ class ParallelConfig:
     0 none, 1 every layer (least memory, about a quarter more time), between: what memory allows."""
     device: str = "auto"
     """auto | cpu | cuda."""
+    rendezvous_timeout: float = 300.0
+    """Seconds for every rank to come before those that did not are named and the run ends."""
     timeout: float = 600.0
     """Seconds without a completed step, validation batch or save after which every rank writes its stack and the run
     ends."""

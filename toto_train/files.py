@@ -27,6 +27,15 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, as fsync does for the bytes of a file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def whole_folder(path: Path, kind: str, is_kind: Callable[[Path], bool]) -> Iterator[Path]:
     """A temporary folder to fill; renamed to `path` when the block ends, removed where it fails.

@@ -23,6 +23,7 @@ from toto_train.config import ModelConfig
 from toto_train.files import whole_folder
 from toto_train.hub_names import config_from_official, config_to_official, official_names
 from toto_train.model.toto import Toto
+from toto_train.tensors import copy_into, full
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def check_folder(path: str | Path) -> ModelConfig:
 
 @torch.no_grad()
 def load_weights(path: str | Path, model: Toto) -> None:
-    """Copy a folder's tensors into a model of the same config, in place, on any device, one at a time.
+    """Copy a folder's tensors into a model of the same config, in place, on any device, sharded or not, one at a time.
 
     Files are mapped into memory, so nothing but the model and the tensor at hand is held.
     """
@@ -136,13 +137,13 @@ def load_weights(path: str | Path, model: Toto) -> None:
                 if name in expected_taus:
                     _check_tau(file, name, tensor, expected_taus[name])
                 else:
-                    targets[name].copy_(tensor)
+                    copy_into(targets[name], tensor)
     for dtype, count in converted.items():
         log.warning("%s: %d tensors are %s; converted to float32", folder, count, dtype)
 
 
 def refuse_non_finite(model: Toto, where: str | Path) -> None:
-    if bad := [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]:
+    if bad := [name for name, p in model.named_parameters() if not bool(full(p.detach()).isfinite().all())]:
         raise ValueError(f"{where}: {bad[0]} and {len(bad) - 1} more tensors hold NaN or infinite values")
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from toto_train import checkpoint, hub, sizes
+from toto_train import checkpoint, checkpoint_files, hub, sizes
 from toto_train.config import Config, ConfigError, ModelConfig
 from toto_train.model.toto import Toto
 
@@ -37,17 +37,20 @@ class Source:
 
 
 def open_source(path: str | Path) -> Source:
-    """Look at a run (at the checkpoint that validation chose, else its last), a checkpoint, or a Hugging Face folder.
+    """Look at a run (at the checkpoint that validation chose, else its last), a checkpoint (checkpoints/latest names
+    the newest), or a Hugging Face folder.
 
     Raises ValueError naming what is wrong with it; of weights in the official format every header is checked.
     """
     folder = Path(path)
+    if folder.name == checkpoint_files.LATEST and folder.is_file():
+        folder = folder.with_name(folder.read_text().strip())
     if (folder / "checkpoints").is_dir():
-        folder = checkpoint.choose(folder)
+        folder = checkpoint_files.choose(folder)
     if (folder / "meta.json").is_file():
-        meta = checkpoint.read_meta(folder)
+        meta = checkpoint_files.read_meta(folder)
         model = ModelConfig(**meta["config"]["model"])
-        about = f"{model.name}, {checkpoint.describe(folder.resolve().parents[1], meta)}"
+        about = f"{model.name}, {checkpoint_files.describe(folder.resolve().parents[1], meta)}"
         return Source(folder, model, about, meta.get("data_fingerprint", ""))
     if (folder / "config.json").is_file():
         model = hub.check_folder(folder)
@@ -63,8 +66,8 @@ def choose_source(config: Config) -> Source | None:
     Raises ConfigError where the source cannot be used.
     """
     run = Path(config.out) / config.name
-    if (begun := checkpoint.folders(run)) and not config.fresh:
-        before = checkpoint.read_meta(begun[-1])["config"].get("init_from", "")
+    if (begun := checkpoint_files.readable(run)) and not config.fresh:
+        before = begun[-1][1]["config"].get("init_from", "")
         if config.init_from not in ("", before):
             origin = f"init_from={before}" if before else "its seed"
             log.warning("init_from=%s changes nothing: %s began from %s and goes on", config.init_from, run, origin)

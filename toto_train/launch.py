@@ -1,7 +1,7 @@
 """From a checked config to the processes that train: this one, or the ranks of this machine and a watch over them.
 
 The config is composed once; ranks read it from runs/<name>/launch.yaml and never compose. On several nodes the same
-file goes to `torchrun ... -m toto_train.rank runs/<name>/launch.yaml` on each (see docs/launching.md).
+file goes to `python -m toto_train.node runs/<name>/launch.yaml` on each (see docs/launching.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -36,8 +37,8 @@ def launch(config: Config) -> None:
         return
     if p.nodes > 1:
         raise ConfigError([
-            f"parallel.nodes={p.nodes}: every node starts its own ranks; use scripts/launch_slurm.py, or torchrun on "
-            "each (docs/launching.md)"
+            f"parallel.nodes={p.nodes}: every node starts its own ranks; use scripts/launch_slurm.py, or "
+            "toto_train.node on each (docs/launching.md)"
         ])  # fmt: skip
     from toto_train.ranks import free_port, pick_device, resolve_devices
 
@@ -48,13 +49,7 @@ def launch(config: Config) -> None:
     file = Path(config.out) / config.name / "launch.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, to_yaml(config))
-    for old in stacks(file.parent):
-        old.unlink()
-    status, what = watch([sys.executable, "-m", "toto_train.rank", str(file)], p.devices, free_port())
-    if status:
-        if found := stacks(file.parent):
-            what = f"no step within the time-out; where every rank stood: {', '.join(map(str, found))}; {what}"
-        raise RunStopped(what, status)
+    run_ranks(file, config, Place(port=free_port()))
 
 
 def _here(config: Config) -> None:
@@ -63,21 +58,47 @@ def _here(config: Config) -> None:
     run(config)
 
 
-def watch(command: list[str], ranks: int, port: int) -> tuple[int, str]:
-    """Start a command once a rank and wait; returns the exit status of all together and what happened.
+@dataclass(frozen=True)
+class Place:
+    """Of a node among those of a run: its number, and where its ranks meet rank 0."""
+
+    port: int
+    address: str = "127.0.0.1"
+    node: int = 0
+    nodes: int = 1
+
+
+def run_ranks(file: Path, config: Config, place: Place) -> None:
+    """Run the ranks of a node, which read their config from `file`. Raises RunStopped with an exit status."""
+    folder, ranks = Path(config.out) / config.name, config.parallel.devices
+    for old in stacks(folder):
+        old.unlink(missing_ok=True)  # of the run's last try; other nodes do the same
+    status, what = watch([sys.executable, "-m", "toto_train.rank", str(file)], ranks, place)
+    if status:
+        if found := stacks(folder):
+            what = f"no step within the time-out; where every rank stood: {', '.join(map(str, found))}; {what}"
+        raise RunStopped(what, status)
+
+
+def watch(command: list[str], ranks: int, place: Place) -> tuple[int, str]:
+    """Start a command once for every rank of a node and wait; returns the exit status of these together and what
+    happened.
 
     SIGTERM and SIGINT are passed on. When a rank fails the others, which may wait for it forever, are killed soon.
     """
-    env = {**os.environ, "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = {**os.environ, "WORLD_SIZE": str(ranks * place.nodes), "LOCAL_WORLD_SIZE": str(ranks)}
+    env |= {"GROUP_RANK": str(place.node), "MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
     # threads that spin while they wait take the cores from each other's processes
     env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)), "OMP_WAIT_POLICY": "PASSIVE", **env}
     env = {"TORCH_CPP_LOG_LEVEL": "ERROR", **env}  # warnings of torch's C++ that a user can do nothing about
     running = {
-        r: subprocess.Popen(
-            command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, start_new_session=True, preexec_fn=_die_with_us
+        place.node * ranks + local: subprocess.Popen(
+            command,
+            env={**env, "RANK": str(place.node * ranks + local), "LOCAL_RANK": str(local)},
+            start_new_session=True,
+            preexec_fn=_die_with_us,
         )
-        for r in range(ranks)
+        for local in range(ranks)
     }
 
     def pass_on(number: int, frame: FrameType | None) -> None:

@@ -15,18 +15,26 @@ from toto_train.config_check import from_tree
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) != 1 or "RANK" not in os.environ:
-        sys.stderr.write("usage: torchrun ... -m toto_train.rank runs/<name>/launch.yaml\n")
+    place = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK")]
+    if len(argv) != 1 or not all(number.isdecimal() for number in place):
+        sys.stderr.write("usage: torchrun ... -m toto_train.rank runs/<name>/launch.yaml\n"
+                         "       (what starts a rank sets RANK and LOCAL_RANK, its numbers)\n")  # fmt: skip
         return 2
-    rank = int(os.environ["RANK"])
+    rank, local_rank = map(int, place)
     log_to_stderr(logging.INFO if rank == 0 else logging.ERROR, f"[rank {rank}] " if rank else "")
-    return guarded(lambda: _run(Path(argv[0])), rank)
+    return guarded(lambda: _run(Path(argv[0]), local_rank), rank, local_rank)
 
 
-def _run(file: Path) -> None:
+def _run(file: Path, local_rank: int) -> None:
+    from toto_train.environment import LaunchError
     from toto_train.run import run
 
-    run(read(file))
+    try:
+        run(read(file))
+    except LaunchError as error:
+        if error.agreed and local_rank:  # one rank of a node says it
+            raise SystemExit(1) from None
+        raise
 
 
 def read(file: Path) -> Config:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +23,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from toto_train.config import Config, ConfigError
 from toto_train.config_check_run import rank_problems
+from toto_train.environment import LaunchError, check_environment, facts
+from toto_train.files import write_text
+from toto_train.rendezvous import meet, name_ranks
 
 T = TypeVar("T")
 
@@ -92,7 +98,7 @@ def resolve_devices(config: Config, device: str) -> None:
 def join(config: Config, device: str) -> Iterator[Ranks]:
     """Meet the other ranks of the run, whose places are in the environment as torchrun sets it; part at the end.
 
-    device: cpu or cuda.
+    device: cpu or cuda. Raises LaunchError where ranks are missing or do not fit together.
     """
     p, mode = config.parallel, config.parallel.mode
     if mode == "single":
@@ -101,20 +107,21 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
     if "RANK" not in os.environ:  # one process that shards: alone in a group
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    check_environment(config, device)
     rank, local_rank, world = (int(os.environ[key]) for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    if world != config.world:
-        raise ConfigError([
-            f"parallel.devices={p.devices} x parallel.nodes={p.nodes} asks for {config.world} ranks, but WORLD_SIZE is "
-            f"{world}; start that many"
-        ])  # fmt: skip
     here = torch.device("cpu")
     if device == "cuda":
         here = torch.device("cuda", local_rank)
         torch.cuda.set_device(here)
+    store = meet(facts(config, device), p.rendezvous_timeout)
+    # the watchdog speaks first: it knows where every rank stands
+    limit = timedelta(seconds=2 * max(p.timeout, p.first_timeout))
+    store.set_timeout(limit)
     # gloo beside NCCL: what ranks agree on at the edge of a step, and checkpoints, go through host memory
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo"
-    # the watchdog speaks first: it knows where every rank stands
-    dist.init_process_group(backend, timeout=timedelta(seconds=2 * max(p.timeout, p.first_timeout)))
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("default_pg", store), rank=rank, world_size=world, timeout=limit
+    )
     try:
         mesh = None
         if mode == "fsdp2":
@@ -125,6 +132,26 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
         yield Ranks(here, rank, local_rank, world, mesh)
     finally:
         dist.destroy_process_group()
+
+
+def check_shared(folder: Path, ranks: Ranks, patience: float = 10.0) -> None:
+    """Raise LaunchError on every rank, naming those for which `folder` is another one, on a disk of their own node.
+
+    patience: seconds for a slow file system to show what rank 0 wrote.
+    """
+    token: list[str] = [uuid.uuid4().hex]
+    dist.broadcast_object_list(token, device=torch.device("cpu"))
+    mark, deadline = folder / ".shared", time.monotonic() + patience
+    ranks.agreed(lambda: write_text(mark, token[0]))
+    while not (seen := mark.is_file() and mark.read_text() == token[0]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    blind = ranks.sum(np.eye(ranks.world)[ranks.rank] * (not seen)).nonzero()[0].tolist()
+    ranks.agreed(mark.unlink)
+    if blind:
+        problem = (
+            f"{name_ranks(blind)} do not see what rank 0 writes to {folder}; put out= where all nodes share a disk"
+        )
+        raise LaunchError([problem], agreed=True)
 
 
 def free_port() -> int:

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.store import is_url
-from toto_train import checkpoint, hub, plan
+from toto_train import checkpoint, checkpoint_files, hub, plan
 from toto_train.callbacks.communication import Communication
 from toto_train.callbacks.garbage import Garbage
 from toto_train.callbacks.guarding import Guarding
@@ -44,10 +44,10 @@ from toto_train.forecast import Forecaster
 from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
-from toto_train.optim.recipe import build_optimizer, describe_routing
-from toto_train.parallel import build, replicas
+from toto_train.optim.recipe import describe_routing
+from toto_train.parallel import build, make_optimizer
 from toto_train.parallel import trainer as make_trainer
-from toto_train.ranks import join, pick_device, resolve_devices
+from toto_train.ranks import check_shared, join, pick_device, resolve_devices
 from toto_train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -78,16 +78,18 @@ def run(config: Config) -> None:
     heldout = open_tasks(config, "heldout", data.order) if config.report and config.heldout.path else None
     if config.logger.wandb != "off" and importlib.util.find_spec("wandb") is None:
         raise ConfigError([f"logger.wandb={config.logger.wandb!r} needs wandb: pip install 'toto-train[wandb]'"])
+    if config.parallel.mode == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(["parallel.mode=deepspeed needs deepspeed: pip install 'toto-train[deepspeed]'"])
     with ExitStack() as stack:
         with join(config, device) as ranks:
             folder = Path(config.out) / config.name
             ranks.agreed(lambda: stack.enter_context(open_folder(config)))
+            if config.parallel.nodes > 1:
+                check_shared(folder, ranks)
             if ranks.first:
                 log.info("%s\n", plan.describe(config))
             model = build(config, ranks)
-            optimizer = build_optimizer(
-                model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
-            )
+            optimizer = make_optimizer(config, model)
             position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)
             if source and not position.step:
                 source.load_into(model)
@@ -97,6 +99,7 @@ def run(config: Config) -> None:
             ranks.agreed(lambda: write_facts(folder, config, model))
             data.start_step = position.step
             module = TrainingModule(config, model, optimizer, position, ranks)
+            checkpoint.load_extra(folder, position, module.extra)
             if position.step < config.schedule.max_steps:
                 fit(folder, module, data, validation)
         if ranks.first and config.report:  # the others have parted
@@ -165,7 +168,7 @@ def open_folder(config: Config) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not _is_run(folder):
-            hint = f"; init_from={folder} starts from its weights" if checkpoint.folders(folder) else ""
+            hint = f"; init_from={folder} starts from its weights" if checkpoint_files.folders(folder) else ""
             raise ConfigError(
                 [f"name={config.name!r}: {folder} is not empty and no run folder; choose another name={hint}"]
             )
@@ -179,8 +182,7 @@ def open_folder(config: Config) -> Iterator[Path]:
             if not (folder / "config.yaml").exists():
                 write_text(folder / "config.yaml", to_yaml(config))
             (folder / "checkpoints").mkdir(exist_ok=True)
-            for leftover in (folder / "checkpoints").glob("*.tmp"):  # of a save that was killed
-                shutil.rmtree(leftover)
+            checkpoint_files.remove_leftovers(folder)
             opened = True
             yield folder
     except OSError as error:
@@ -194,7 +196,7 @@ def open_folder(config: Config) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or the start of one."""
     if not (folder / "config.yaml").is_file():
-        return all(p.name in (".lock", ".config.yaml.tmp", "launch.yaml") for p in folder.iterdir())
+        return all(p.name in (".lock", ".config.yaml.tmp") or p.stem.startswith("launch") for p in folder.iterdir())
     tree = OmegaConf.load(folder / "config.yaml")
     return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
 
@@ -216,8 +218,8 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    best = checkpoint.best(folder, validation.fingerprint if validation is not None else "")
-    record = checkpoint.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
+    best = checkpoint_files.best(folder, validation.fingerprint if validation is not None else "")
+    record = checkpoint_files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
     validating = Validation(validation, record["best"], record["bound"])
     every, first = config.logger.every_steps, module.ranks.first
     profiling = Profiling(config.profile, folder / "profile", start)
@@ -231,7 +233,7 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
         Guarding(meters, data.order, str(folder)),  # before anything is saved
         Reads(folder / "sources.csv", data.order, start, every, first),
         Losses(folder / "losses.csv", data.rows.labels, start, every, first),
-        Saving(folder, data.order, validating),
+        Saving(folder, config, data.order, validating),
         Garbage(),
     ]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -270,7 +272,7 @@ def finish(folder: Path, config: Config, device: str, heldout: TaskSet | None) -
     """Score the best checkpoint on series the run never saw, export it, report."""
     model, meta = checkpoint.load_model(folder)
     model.to(device)
-    facts = checkpoint.facts(folder, model, meta)
+    facts = checkpoint_files.facts(folder, model, meta)
     scores: Scores | None = None
     if heldout is not None:
         with progress_bar(len(heldout), "scoring") as advance:

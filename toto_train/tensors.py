@@ -6,6 +6,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+def full(tensor: Tensor) -> Tensor:
+    """All of a tensor; of a distributed one every rank gets a copy, and all must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def copy_into(tensor: Tensor, source: Tensor) -> None:
     """Copy in place; what is whole on one side and distributed on the other finds its place."""
     if isinstance(tensor, DTensor) and not isinstance(source, DTensor):

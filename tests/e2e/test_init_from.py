@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from toto_train import checkpoint, hub
+from toto_train.checkpoint_saver import save_import
 from toto_train.cli import main
 from toto_train.config import ModelConfig
 from toto_train.model.toto import Toto
@@ -66,7 +67,7 @@ def test_a_run_starts_from_another_and_goes_on_without_it(small_job, tmp_path, c
 def test_a_run_named_like_an_import_is_refused_with_the_way_out(small_job, tmp_path, capsys):
     model = Toto.create(ModelConfig(), 0)
     folder = hub.save_pretrained(model, tmp_path / "export", "card")
-    out = checkpoint.save_import(tmp_path / "runs" / "small", model, hub.origin(folder))
+    out = save_import(tmp_path / "runs" / "small", model, hub.origin(folder))
     assert main(small_job, CONFIGS) == 2
     assert f"choose another name=; init_from={out} starts from its weights" in capsys.readouterr().err
     assert [p.name for p in out.iterdir()] == ["checkpoints"]

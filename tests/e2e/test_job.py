@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toto_train import checkpoint
+from toto_train import checkpoint, checkpoint_files
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -41,7 +41,8 @@ def test_a_job_leaves_everything_it_promises(small_job, train_py, tmp_path):
         assert (run / name).exists(), name
         assert str(run / name) in done.stdout
     assert not list(run.rglob("*.tmp"))
-    kept = [p.name for p in sorted((run / "checkpoints").iterdir())]
+    kept = [p.name for p in sorted((run / "checkpoints").glob("step-*"))]
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000012\n"
     assert kept[-2:] == ["step-00000008", "step-00000012"]
     assert kept[:-2] in ([], ["step-00000006"])  # the best by validation
 
@@ -114,7 +115,7 @@ def test_a_run_killed_after_its_best_exports_the_same_best(small_job, train_py, 
     for name in ("whole", "killed"):
         assert train_py(*job, ruin, total, f"name={name}").returncode == 0
     for run in (whole, killed):
-        assert checkpoint.best(run) == run / "checkpoints" / "step-00000006"
+        assert checkpoint_files.best(run) == run / "checkpoints" / "step-00000006"
         assert json.loads((run / "export" / "training.json").read_text())["steps"] == 6
     assert weights(whole) == weights(killed)
     best, one, two = (checkpoint.load_model(r, w)[0] for r, w in ((whole, "best"), (whole, "last"), (killed, "last")))
@@ -235,7 +236,7 @@ def test_a_stopped_run_saves_says_so_and_goes_on_from_there(small_job, train_py,
     assert process.returncode == status, stderr
     assert "Traceback" not in stderr
     assert not (run / "export").exists()
-    (saved,) = (run / "checkpoints").iterdir()
+    (saved,) = (run / "checkpoints").glob("step-*")
     step = int(saved.name.removeprefix("step-"))
     assert f"stopped at step {step} of 2000, saved" in stderr
     more = train_py(*job, f"schedule.max_steps={step + 6}", "heldout.path=''")
@@ -256,20 +257,33 @@ def test_two_runs_of_one_name_do_not_share_a_folder(small_job, train_py, tmp_pat
     assert "another run is writing" in done.stderr
 
 
-def test_a_damaged_checkpoint_is_named(small_job, train_py, tmp_path):
-    job = [*small_job, "heldout.path=''"]
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(small_job, train_py, tmp_path):
+    job = [*small_job, "heldout.path=''", "schedule.decay_steps=0"]
+    whole, run = tmp_path / "runs" / "whole", tmp_path / "runs" / "small"
+    assert train_py(*job, "name=whole").returncode == 0
     assert train_py(*job, "schedule.max_steps=8").returncode == 0
-    newest = sorted((tmp_path / "runs" / "small" / "checkpoints").iterdir())[-1]
-    file = next(newest.glob("*.distcp"))
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    damaged = train_py(*job)
-    assert damaged.returncode == 1
-    assert str(newest) in damaged.stderr
-    assert "Traceback" not in damaged.stderr
-    file.write_bytes(whole)
-    (newest / "meta.json").write_text("")
-    assert "meta.json is damaged" in train_py(*job).stderr
+    file = run / "checkpoints" / "step-00000008" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    again = train_py(*job)
+    assert again.returncode == 0, again.stderr
+    assert f"{file} does not hold the bytes that were written" in again.stderr
+    assert "going on from step-00000006" in again.stderr
+    assert file.parent.with_name("step-00000008.damaged").is_dir()
+    assert [r["step"] for r in rows(run)] == ["2", "4", "6", "8", "10", "12"]
+    for a, b in zip(rows(whole), rows(run), strict=True):
+        assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+    assert weights(run) == weights(whole)
+
+    for folder in (run / "checkpoints").glob("step-????????"):
+        (folder / "meta.json").write_text("")
+    lost = train_py(*job)
+    assert lost.returncode == 1
+    assert f"no checkpoint of {run} is whole:" in lost.stderr
+    assert f"{run}/checkpoints/step-00000012/meta.json is damaged" in lost.stderr
+    assert "fresh=true" in lost.stderr
+    assert "Traceback" not in lost.stderr
 
 
 def test_a_half_written_metrics_row_does_not_stop_a_resume(small_job, train_py, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toto_train import checkpoint, hub
+from toto_train import checkpoint, checkpoint_files, hub
 from toto_train.config import ModelConfig
 from toto_train.evaluation import job
 from toto_train.model.toto import Toto
@@ -65,8 +65,8 @@ def test_an_import_says_what_it_is_and_can_be_scored(official, tmp_path, capsys)
     assert f"model=nano init_from={run}" in printed
     model, meta = checkpoint.load_model(run)
     assert (meta["step"], meta["points"], model.config) == (0, 0, ModelConfig())
-    assert checkpoint.describe(run, meta) == f"imported from {official}"
-    assert checkpoint.facts(run, model, meta)["model"] == "nano, 348,480 parameters"
+    assert checkpoint_files.describe(run, meta) == f"imported from {official}"
+    assert checkpoint_files.facts(run, model, meta)["model"] == "nano, 348,480 parameters"
     for name, facts in meta["imported"]["files"].items():
         assert facts["sha256"] == hashlib.sha256((official / name).read_bytes()).hexdigest()
     assert {p.name for p in official.glob("*.safetensors")} < set(meta["imported"]["files"])

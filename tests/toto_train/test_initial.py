@@ -1,6 +1,5 @@
 """init_from: what a run may start from, what it must equal, and when it has no say."""
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from toto_train import checkpoint, hub
+from toto_train import checkpoint, checkpoint_files, hub
 from toto_train.checkpoint import Position
+from toto_train.checkpoint_saver import Saver, save_import
 from toto_train.config import Config, ConfigError, ModelConfig
 from toto_train.initial import choose_source, open_source
 from toto_train.model.toto import Toto
@@ -27,7 +27,10 @@ def save(run: Path, step: int, config: Config, mwql: float | None = None, value:
             p.fill_(step if value is None else value)
     optimizer = build_optimizer(model.named_parameters(), config.optimizer, 1)
     record = {"mwql": mwql, "bound": 0.8, "tasks": "windows"} if mwql else None
-    return checkpoint.save(run, config, model, optimizer, Position(step, 10 * step), "rows", record)
+    saver = Saver(run, config, "rows")
+    saver.save(model, optimizer, Position(step, 10 * step), record)
+    saver.wait()
+    return checkpoint_files.folder_of(run, step)
 
 
 @pytest.fixture
@@ -60,11 +63,12 @@ def test_a_run_a_checkpoint_and_a_model_folder_can_be_started_from(run, config, 
     assert start(config, run) == 3
     assert "step 3 of 400,000 (chosen by validation, MWQL 0.800)" in caplog.text
     assert start(config, run / "checkpoints" / "step-00000006") == 6
+    assert start(config, run / "checkpoints" / "latest") == 6
     assert start(config, Path(shutil.copytree(run / "checkpoints" / "step-00000006", tmp_path / "kept"))) == 6
     model, _ = checkpoint.load_model(run, "last")
     assert start(config, hub.save_pretrained(model, tmp_path / "export", "card")) == 6
     assert start(config, hub.save_pretrained(model, tmp_path / "shards", "card", max_shard_bytes=5000)) == 6
-    imported = checkpoint.save_import(tmp_path / "imported", model, hub.origin(tmp_path / "export"))
+    imported = save_import(tmp_path / "imported", model, hub.origin(tmp_path / "export"))
     assert start(config, imported) == 6
     assert f"imported from {tmp_path / 'export'}" in caplog.text
 
@@ -113,10 +117,10 @@ def test_a_run_that_has_begun_goes_on_whatever_init_from_says(run, config, caplo
 
 
 def test_a_run_saved_before_init_from_was_a_setting_began_from_its_seed(run, config, caplog):
-    meta = save(Path(config.out) / "new", 1, config) / "meta.json"
-    old = json.loads(meta.read_text())
+    folder = save(Path(config.out) / "new", 1, config)
+    old = checkpoint_files.read_meta(folder)
     del old["config"]["init_from"]
-    meta.write_text(json.dumps(old))
+    checkpoint_files.write_meta(folder, old)
     config.init_from = str(run)
     assert choose_source(config) is None
     assert config.init_from == ""
@@ -148,7 +152,7 @@ def test_damaged_checkpoints_are_said_when_they_are_read(run, config):
         start(config, run)
     file = next((run / "checkpoints" / "step-00000006").glob("*.distcp"))
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="step-00000006 cannot be read"):
+    with pytest.raises(ValueError, match=r"step-00000006/__0_0\.distcp has 1,000 bytes instead of"):
         start(config, run / "checkpoints" / "step-00000006")
 
 

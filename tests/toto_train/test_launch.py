@@ -12,11 +12,14 @@ import pytest
 
 from toto_train import launch
 from toto_train.config import Config, ConfigError, ParallelConfig
+from toto_train.node import find_place
 
 
 def watch(source: str, ranks: int = 3) -> tuple[int, str]:
     return launch.watch(
-        [sys.executable, "-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{source}"], ranks, 1
+        [sys.executable, "-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{source}"],
+        ranks,
+        launch.Place(port=1),
     )
 
 
@@ -73,7 +76,9 @@ time.sleep(1000)
 
 def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
     rank = f"import os, time; open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(1000)"
-    code = f"import sys; from toto_train.launch import watch; watch([sys.executable, '-c', {rank!r}], 2, 1)"
+    code = (
+        f"import sys; from toto_train.launch import Place, watch; watch([sys.executable, '-c', {rank!r}], 2, Place(1))"
+    )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     while not all((tmp_path / r).exists() and (tmp_path / r).read_text() for r in "01"):
         time.sleep(0.02)
@@ -96,3 +101,30 @@ def test_several_nodes_are_started_from_outside():
     config = Config(parallel=ParallelConfig(mode="ddp", devices=2, nodes=2))
     with pytest.raises(ConfigError, match=r"parallel.nodes=2: every node starts its own ranks"):
         launch.launch(config)
+
+
+def test_a_node_among_others_starts_its_ranks_with_their_numbers_in_the_job(tmp_path):
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    source = f"import os; print(*(os.environ[n] for n in {names}), file=open(r'{tmp_path}/' + os.environ['RANK'], 'w'))"
+    place = launch.Place(29500, "node0", 1, 3)
+    assert launch.watch([sys.executable, "-c", source], 2, place) == (0, "")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        "2": "2 0 6 2 1 node0 29500\n", "3": "3 1 6 2 1 node0 29500\n",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, ["NODE_RANK='' must be the number of this node, 0 to 1", "MASTER_ADDR is not set", "MASTER_PORT='' must"]),
+        ({"NODE_RANK": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}, ["NODE_RANK='2' must"]),
+        ({"NODE_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "http"}, ["MASTER_PORT='http' must"]),
+    ],
+)
+def test_a_node_that_does_not_know_its_place_says_all_it_lacks(monkeypatch, environment, expected):
+    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, environment.get(name, ""))
+    with pytest.raises(ConfigError) as error:
+        find_place(Config(parallel=ParallelConfig(mode="ddp", devices=2, nodes=2)))
+    assert len(error.value.problems) == len(expected)
+    assert all(map(str.startswith, error.value.problems, expected))

@@ -4,12 +4,14 @@ import math
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from toto_train import checkpoint
+from toto_train import checkpoint, checkpoint_files
 from toto_train.checkpoint import Position
+from toto_train.checkpoint_saver import Saver
 from toto_train.config import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from toto_train.model.decoder import MaskFlags
 from toto_train.module import TrainingModule
@@ -133,6 +135,12 @@ def test_a_batch_without_any_label_changes_nothing_but_decay():
     assert int(m.optimizer.skipped_steps) == 0
 
 
+def save(run: Path, m: TrainingModule) -> None:
+    saver = Saver(run, m.config, "data")
+    saver.save(m.model, m.optimizer, m.position)
+    saver.wait()
+
+
 def test_a_checkpoint_restores_every_tensor_and_the_position(tmp_path):
     m = module()
     for _ in range(3):
@@ -140,7 +148,7 @@ def test_a_checkpoint_restores_every_tensor_and_the_position(tmp_path):
         m.optimizer.step()
         m.optimizer.zero_grad()
         m.position.step += 1
-    checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    save(tmp_path, m)
     again = module()
     position = checkpoint.resume(tmp_path, again.config, again.model, again.optimizer, "data")
     assert position == m.position
@@ -155,7 +163,7 @@ def test_a_checkpoint_restores_every_tensor_and_the_position(tmp_path):
 
 def test_a_resumed_run_may_change_its_learning_rate(tmp_path):
     m = module()
-    checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    save(tmp_path, m)
     other = module()
     other.config.optimizer.normuon.lr = 0.1
     optimizer = build_optimizer(other.model.named_parameters(), other.config.optimizer, 4)
@@ -165,7 +173,7 @@ def test_a_resumed_run_may_change_its_learning_rate(tmp_path):
 
 def test_a_resumed_run_keeps_what_trains_its_stack(tmp_path):
     m = module()
-    checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
+    save(tmp_path, m)
     other = module()
     other.config.optimizer.stack = "adamw"
     with pytest.raises(ConfigError, match=r"optimizer.stack='adamw', but .* was made with 'normuon'"):
@@ -176,8 +184,8 @@ def test_old_checkpoints_go_when_new_ones_are_whole(tmp_path):
     m = module()
     for step in (1, 2, 3, 10):
         m.position.step = step
-        checkpoint.save(tmp_path, m.config, m.model, m.optimizer, m.position, "data")
-    assert [p.name for p in checkpoint.folders(tmp_path)] == ["step-00000003", "step-00000010"]
+        save(tmp_path, m)
+    assert [p.name for p in checkpoint_files.folders(tmp_path)] == ["step-00000003", "step-00000010"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from toto_train import checkpoint, hub
+from toto_train import hub
+from toto_train.checkpoint_saver import save_import
 from toto_train.config import ModelConfig
 from toto_train.model.toto import Toto
 from toto_train.push import push_to_hub
@@ -78,7 +79,7 @@ def test_what_is_pushed_is_what_the_official_package_pulls(here, model, folder, 
 
 def test_the_command_exports_and_pushes(here, model, folder, tmp_path, monkeypatch, capsys):
     export = runpy.run_path(str(ROOT / "scripts/export_hf.py"))["main"]
-    run = checkpoint.save_import(tmp_path / "run", model, hub.origin(folder))
+    run = save_import(tmp_path / "run", model, hub.origin(folder))
     keys = [f"run={run}", f"out={tmp_path / 'sent'}"]
     with pytest.raises(ValueError, match=r"private=True needs push_to=ORG/NAME"):
         export([*keys, "private=true"])

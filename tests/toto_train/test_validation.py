@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from toto_train import checkpoint
+from toto_train import checkpoint, checkpoint_files
 from toto_train.callbacks.validation import Validation
 from toto_train.checkpoint import Position
 from toto_train.cli import config_from_overrides
@@ -53,7 +53,7 @@ def validated(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def saved(folder: Path) -> dict[int, dict[str, float] | None]:
-    metas = [checkpoint.read_meta(p) for p in checkpoint.folders(folder)]
+    metas = [checkpoint_files.read_meta(p) for p in checkpoint_files.folders(folder)]
     scores = {meta["step"]: meta["validation"] for meta in metas}
     return {step: of and {metric: of[metric] for metric in ("mase", "mwql")} for step, of in scores.items()}
 
@@ -71,7 +71,7 @@ def test_the_best_outlives_worse_steps_and_a_worse_validation_saves_nothing(trai
     folder = train("schedule.max_steps=6")
     train("schedule.max_steps=20", *WRECK)
     assert list(saved(folder)) == [6, 16, 20]  # 18 was validated, and worse than 6
-    assert checkpoint.best(folder) == folder / "checkpoints" / "step-00000006"
+    assert checkpoint_files.best(folder) == folder / "checkpoints" / "step-00000006"
     assert saved(folder)[20]["mwql"] > 2 * saved(folder)[6]["mwql"]
     best, last = (checkpoint.load_model(folder, which)[0] for which in ("best", "last"))
     assert not torch.equal(best.head.skip.weight, last.head.skip.weight)

@@ -9,17 +9,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from toto_train import checkpoint
 from toto_train.callbacks.validation import Validation
+from toto_train.checkpoint_saver import Saver
+from toto_train.config import Config
 from toto_train.data.order import Order
 from toto_train.module import SIGNALS, TrainingModule
 
 
 class Saving(pl.Callback):
-    """Saves at step edges only. SIGTERM or Ctrl-C: finish the step, save, stop; a second Ctrl-C stops at once."""
+    """Saves at step edges only. SIGTERM or Ctrl-C: finish the step, save, stop; a second Ctrl-C stops at once.
 
-    def __init__(self, run: Path, order: Order, validation: Validation):
-        self.run, self.fingerprint, self.data, self.validation = run, order.fingerprint, order.facts, validation
+    A save that failed beside training stops the run at the next step edge. The end of training waits for the last save.
+    """
+
+    def __init__(self, run: Path, config: Config, order: Order, validation: Validation):
+        self.saver, self.validation = Saver(run, config, order.fingerprint, order.facts), validation
+        self.former: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
@@ -39,15 +44,24 @@ class Saving(pl.Callback):
         step, c = module.position.step, module.config
         if not module.whole_step(batch_idx):
             return
+        self.saver.check()
         record = self.validation.record if self.validation.scores_at(step) is not None else None
         chosen = record is not None and self.validation.chosen
         if module.stop or chosen or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
-                checkpoint.save(
-                    self.run, c, module.model, module.optimizer, module.position, self.fingerprint, record, self.data
-                )
+                self.saver.save(module.model, module.optimizer, module.position, record, module.extra)
         trainer.should_stop = trainer.should_stop or bool(module.stop)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
+        with module.set_aside():
+            self.saver.wait()
+        self._leave()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self.saver.close()
         for number, handler in self.former.items():
             signal.signal(number, handler)
