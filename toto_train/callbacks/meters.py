@@ -95,8 +95,8 @@ class Meters(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        lost = batch["reads"]["lost"]
-        self.lost += np.count_nonzero(lost), lost.sum()
+        if (lost := batch["reads"]["lost"]).any():
+            self.lost += np.count_nonzero(lost), lost.sum()
         if module.whole_step(batch_idx):
             self.progress.advance()
             if self.reports(module.position.step):
