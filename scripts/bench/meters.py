@@ -38,8 +38,7 @@ from toto_train.cli import config_from_overrides
 from toto_train.config import Config
 from toto_train.data.loader import RowDataModule
 from toto_train.module import TrainingModule, keep_freed_memory
-from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, replicas, trainer
+from toto_train.parallel import build, make_optimizer, trainer
 from toto_train.ranks import Ranks, free_port, join
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +58,7 @@ class Watch(pl.Callback):
 def train(config: Config, ranks: Ranks, steps: int, now: Any, callbacks: list[pl.Callback]) -> list[float]:
     """Seconds of each step but the first two, which warm up."""
     model = build(config, ranks)
-    optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config))
+    optimizer = make_optimizer(config, model)
     module, watch = TrainingModule(config, model, optimizer, Position(), ranks), Watch(now)
     made = trainer(config, ranks, steps + 2, callbacks=[*callbacks, watch], logger=False)
     made.fit(module, datamodule=RowDataModule(config))

@@ -27,8 +27,7 @@ from toto_train.config import Config, ModelConfig, RunStopped
 from toto_train.initial import open_source
 from toto_train.model.toto import Toto
 from toto_train.optim.layout import local
-from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, replicas
+from toto_train.parallel import build, make_optimizer
 from toto_train.ranks import Ranks, free_port, join
 from toto_train.tensors import copy_into, full
 
@@ -58,9 +57,7 @@ class Job:
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.model = build(config, ranks)
-        self.optimizer = build_optimizer(
-            self.model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
-        )
+        self.optimizer = make_optimizer(config, self.model)
         self.position = Position()
         self.extra = {"ema": {n: p.detach().clone() for n, p in self.model.named_parameters()}, "guard": {"x": LOSSES}}
 

@@ -26,8 +26,7 @@ from toto_train.cli import config_from_overrides
 from toto_train.config import GAVE_UP, RunStopped
 from toto_train.data.loader import RowDataModule
 from toto_train.module import TrainingModule
-from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, replicas, trainer
+from toto_train.parallel import build, make_optimizer, trainer
 from toto_train.ranks import join
 
 pytestmark = pytest.mark.distributed
@@ -42,9 +41,7 @@ def metered(rank, world, overrides, folder):
     stopped = None
     with join(config, "cpu") as ranks:
         model = build(config, ranks)
-        optimizer = build_optimizer(
-            model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
-        )
+        optimizer = make_optimizer(config, model)
         module, data = TrainingModule(config, model, optimizer, Position(), ranks), RowDataModule(config)
         every = config.logger.every_steps
         profiling = Profiling(config.profile, folder / "profile", 0)

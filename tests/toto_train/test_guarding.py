@@ -12,7 +12,7 @@ import pytest
 
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from toto_train.checkpoint import folders
+from toto_train.checkpoint_files import folders
 from toto_train.cli import config_from_overrides
 from toto_train.config import GAVE_UP, RunStopped
 from toto_train.data.order import Order
