@@ -1,5 +1,6 @@
 """Several processes on one machine: gloo, a file to meet at, one thread each."""
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -59,3 +60,5 @@ def deepspeed() -> None:
         patch.setenv("DS_ACCELERATOR", "cpu")
         patch.setenv("TORCHDYNAMO_DISABLE", "1")
         pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
+        for module in ("muon.muon_optimizer", "stage_1_and_2", "stage3"):
+            importlib.import_module(f"deepspeed.runtime.zero.{module}")

@@ -65,7 +65,6 @@ def trained(rank, world, arguments, steps, broken=-1, first=None):
     first: what the run begins with, as if loaded from a checkpoint.
     """
     warnings.simplefilter("ignore")
-    torch._dynamo.config.disable = True
     config = config_from_overrides(arguments, ROOT / "configs")
     events = Events(broken)
     with join(config, "cpu") as ranks:
@@ -101,10 +100,8 @@ def close(got, expected):
 
 CASES = {
     "zero1": ("parallel.zero_stage=1",),
-    "zero2": ("parallel.zero_stage=2",),
     "zero2-bf16_master": ("parallel.zero_stage=2", "parallel.precision=bf16_master"),
     "zero3": ("parallel.zero_stage=3",),
-    "zero3-bf16_master": ("parallel.zero_stage=3", "parallel.precision=bf16_master"),
     "muon": MUON,
 }
 
@@ -131,8 +128,8 @@ def test_a_step_that_is_not_finite_is_skipped_as_in_one_process(corpus, processe
     clip = "optimizer.clip_norm=0.01"
     ((expected, weights, _),) = processes(1, trained, overrides(corpus, "parallel=single", clip), 4, 1)
     assert [skipped for _, skipped, _ in expected] == [0, 1, 1, 1]
-    zero = overrides(corpus, "parallel.devices=2", f"parallel.zero_stage={stage}", clip)
-    for seen, got, _ in processes(2, trained, zero, 4, 1):
+    zero = overrides(corpus, "parallel.devices=3", f"parallel.zero_stage={stage}", clip)
+    for seen, got, _ in processes(3, trained, zero, 4, 1):  # so many that what stage 3 cuts does not come out even
         assert [step[1:] for step in seen] == [step[1:] for step in expected]
         assert [step[0] for step in seen] == pytest.approx([step[0] for step in expected], rel=1e-5, nan_ok=True)
         close(got, weights)
@@ -167,7 +164,6 @@ def test_their_muon_takes_the_steps_of_ours_with_their_kernel(corpus, processes)
 
 def job(rank, world, arguments):
     warnings.simplefilter("ignore")
-    torch._dynamo.config.disable = True
     run(config_from_overrides(arguments, ROOT / "configs"))
 
 
@@ -180,7 +176,8 @@ def saved(run_folder):
     return tensors
 
 
-@pytest.mark.parametrize("case", ["zero2", "zero3-bf16_master", "muon"])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["zero1", "muon"])
 def test_a_run_goes_on_with_the_same_bits_and_on_other_numbers_of_ranks(corpus, processes, tmp_path, case):
     def go(world, name, *more):
         arguments = overrides(corpus, f"out={tmp_path}", "report=false", "checkpoint.every_steps=2", *CASES[case])
@@ -192,11 +189,11 @@ def test_a_run_goes_on_with_the_same_bits_and_on_other_numbers_of_ranks(corpus, 
     got = saved(go(2, "stopped"))
     assert set(got) == set(expected)
     assert not [name for name, t in got.items() if not torch.equal(t, expected[name])]
-    if "bf16" not in case:
-        close(saved(go(3, "other", "micro_rows=4")), expected)
+    close(saved(go(3, "other", "micro_rows=4", "parallel.zero_stage=3")), expected)
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_run_is_scored_and_exported_as_one_of_any_other_mode(corpus, processes, tmp_path):
     """Validation on whole weights during stage 3, report, export by the run and by the command, and another mode."""
     job_of = partial(

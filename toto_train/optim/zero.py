@@ -142,11 +142,11 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
 def zero_optimizer(trained: Sequence[tuple[Route, Tensor]], config: OptimizerConfig) -> ZeroOptimizer:
     """For AdamW alone, or one that ZeRO takes for its Muon. DeepSpeed is not imported before this."""
-    # on this device, and without the C++ that it would compile for ranks on a CPU
-    os.environ["DS_ACCELERATOR"] = trained[0][1].device.type
+    os.environ["DS_ACCELERATOR"] = device = trained[0][1].device.type
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device == "cpu":  # none of its C++, which it would try out, and compile for minutes, before ranks can meet
+        deepspeed.ops.__compatible_ops__ = {}
     if config.stack != MUON:
         return ZeroOptimizer(trained, config)
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
