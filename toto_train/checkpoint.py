@@ -21,7 +21,6 @@ from toto_train.checkpoint_settings import changes, data_changes, refusals
 from toto_train.checkpoint_storage import from_first, gathered, is_first, load
 from toto_train.config import Config, ConfigError, ModelConfig
 from toto_train.model.toto import Toto
-from toto_train.optim.normuon import NorMuonAdamW
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,7 @@ def resume(
     run: Path,
     config: Config,
     model: Toto,
-    optimizer: NorMuonAdamW,
+    optimizer: torch.optim.Optimizer,
     fingerprint: str,
     data: dict[str, Any] | None = None,
 ) -> Position:
@@ -171,7 +170,7 @@ def _refuse(folder: Path, meta: dict[str, Any], config: Config, fingerprint: str
         ])  # fmt: skip
 
 
-def state_of(model: Toto, optimizer: NorMuonAdamW) -> dict[str, Any]:
+def state_of(model: Toto, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Tensors of the run by name: the live ones, which loading writes into."""
     state = optimizer.state_dict()
     return {

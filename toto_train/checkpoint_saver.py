@@ -25,7 +25,6 @@ from toto_train.checkpoint_storage import Files, HostCopy, is_first, reasons, wr
 from toto_train.config import Config, RunStopped
 from toto_train.files import whole_folder
 from toto_train.model.toto import Toto
-from toto_train.optim.normuon import NorMuonAdamW
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Saver:
     def save(
         self,
         model: Toto,
-        optimizer: NorMuonAdamW,
+        optimizer: torch.optim.Optimizer,
         position: Position,
         validation: dict[str, Any] | None = None,
         extra: dict[str, Any] | None = None,
@@ -79,6 +78,11 @@ class Saver:
         if not self.config.checkpoint.asynchronous:
             self.wait()
 
+    @property
+    def done(self) -> bool:
+        """Whether this rank has no save in flight, or one that has come to an end."""
+        return self._pending is None or self._pending.done()
+
     def check(self) -> None:
         """At the edge of a step: raises RunStopped, on all ranks at the same edge, where the save in flight has failed.
 
@@ -86,7 +90,7 @@ class Saver:
         """
         if self._pending is None:
             return
-        done = torch.tensor(self._pending.done(), dtype=torch.int32)
+        done = torch.tensor(self.done, dtype=torch.int32)
         if dist.is_initialized():
             dist.all_reduce(done, dist.ReduceOp.MIN)
         if done:

@@ -225,7 +225,8 @@ class AdamWConfig:
 @dataclass
 class OptimizerConfig:
     stack: str = "normuon"
-    """What trains the matrices inside the stack: normuon | adamw (to compare with)."""
+    """What trains the matrices inside the stack: normuon | adamw (to compare with) | deepspeed_muon (DeepSpeed's own,
+    under parallel.mode=deepspeed; it takes lr, momentum, weight_decay, cautious and lr_rule of `normuon`)."""
     normuon: NorMuonConfig = field(default_factory=NorMuonConfig)
     adamw: AdamWConfig = field(default_factory=AdamWConfig)
     clip_norm: float = 7.0

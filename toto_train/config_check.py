@@ -114,7 +114,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.normuon.orthogonalize_dtype": ("auto", "bf16", "fp32"),
     "optimizer.normuon.split": ("none", "fused", "heads"),
     "optimizer.normuon.replicated_state": ("replicated", "owner"),
-    "optimizer.stack": ("normuon", "adamw"),
+    "optimizer.stack": ("normuon", "adamw", "deepspeed_muon"),
     "parallel.mode": MODES,
     "parallel.precision": ("fp32", "bf16", "bf16_master"),
     "parallel.device": ("auto", "cpu", "cuda"),

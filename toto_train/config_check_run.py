@@ -15,13 +15,7 @@ def parallel_problems(c: Config) -> list[str]:
             f"parallel.devices={p.devices}, parallel.nodes={p.nodes} need parallel=ddp, fsdp2, hsdp or deepspeed; "
             "parallel=single is one process"
         )
-    if p.mode == "deepspeed" and c.optimizer.stack != "adamw":
-        out.append(
-            f"optimizer.stack={c.optimizer.stack} does not work under parallel.mode=deepspeed, whose ZeRO hands an "
-            "optimizer flat pieces of matrices; use optimizer=adamw with it, or parallel=ddp, fsdp2 or hsdp"
-        )
-    if p.mode == "deepspeed" and p.zero_stage not in (1, 2, 3):
-        out.append(f"parallel.zero_stage={p.zero_stage} must be 1, 2 or 3")
+    out += deepspeed_problems(c)
     if p.precision == "bf16_master" and p.mode in ("single", "ddp"):
         out.append(
             f"parallel.precision=bf16_master needs parallel=fsdp2, hsdp or deepspeed (one device will do); "
@@ -42,6 +36,43 @@ def parallel_problems(c: Config) -> list[str]:
     if not 0 < c.hardware.mfu <= 1:
         out.append(f"hardware.mfu={c.hardware.mfu} is a share of the peak; it must be in (0, 1]")
     return out + (rank_problems(c) if p.devices else [])
+
+
+def deepspeed_problems(c: Config) -> list[str]:
+    """What DeepSpeed cannot do, or not with these settings."""
+    out, p, n, muon = [], c.parallel, c.optimizer.normuon, c.optimizer.stack == "deepspeed_muon"
+    if p.mode != "deepspeed":
+        if muon:
+            out.append("optimizer.stack=deepspeed_muon is DeepSpeed's own: it needs parallel=deepspeed")
+        return out
+    if p.zero_stage not in (1, 2, 3):
+        return [f"parallel.zero_stage={p.zero_stage} must be 1, 2 or 3"]
+    if c.optimizer.stack == "normuon":
+        out.append(
+            "optimizer.stack=normuon does not work under parallel.mode=deepspeed, whose ZeRO hands an optimizer flat "
+            "pieces of matrices; use optimizer=adamw or deepspeed_muon with it, or parallel=ddp, fsdp2 or hsdp"
+        )
+    if muon and p.zero_stage != 3:
+        out.append(
+            f"optimizer.stack=deepspeed_muon needs parallel.zero_stage=3: in stage {p.zero_stage} DeepSpeed "
+            "orthogonalises in the backward pass, before a gradient is divided by the labels of the step and clipped"
+        )
+    if muon:
+        fixed = {"normalize": False, "nesterov": True, "split": "none", "orthogonalize_dtype": "auto"}
+        fixed |= {"momentum_warmup_steps": 0}
+        out += [
+            f"optimizer.normuon.{key}={getattr(n, key)}: DeepSpeed's Muon has no such choice, it must be {value}"
+            for key, value in fixed.items()
+            if getattr(n, key) != value
+        ]
+    if p.precision == "bf16_master" and p.zero_stage == 1:
+        out.append("parallel.precision=bf16_master needs parallel.zero_stage=2 or 3 under parallel.mode=deepspeed")
+    if c.ema_decay and (p.zero_stage == 3 or p.precision == "bf16_master"):
+        out.append(
+            f"ema_decay={c.ema_decay} needs whole fp32 weights under parallel.mode=deepspeed: parallel.zero_stage=1 or "
+            "2 with parallel.precision=fp32 or bf16; or parallel=fsdp2, hsdp"
+        )
+    return out
 
 
 def rank_problems(c: Config) -> list[str]:

@@ -59,8 +59,9 @@ class Guard:
         """How many robust standard deviations a loss lies above the median; NaN while half the window is not seen."""
         window = len(self.losses)
         count = self.seen.clamp(max=window)
-        median = _median(self.losses, count)
-        spread = TO_SIGMA * _median((self.losses - median).abs(), count)
+        middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])  # of what is sorted, infinity last
+        median = self.losses.sort().values.gather(0, middle).mean()
+        spread = TO_SIGMA * (self.losses - median).abs().sort().values.gather(0, middle).mean()
         score = (loss - median) / torch.maximum(spread, ROUNDING * median.abs())
         return torch.where(2 * count >= window, score, torch.nan)
 
@@ -79,9 +80,3 @@ class Guard:
         for name, own in self.state_dict().items():
             if same or name not in ("losses", "seen"):
                 own.copy_(state[name])
-
-
-def _median(values: Tensor, count: Tensor) -> Tensor:
-    """Median [] of the `count` [] smallest of values [n]."""
-    middle = torch.stack([(count - 1) // 2, count // 2]).clamp(min=0)
-    return values.sort().values.gather(0, middle).mean()

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
 
+from toto_train import parallel
 from toto_train.checkpoint import Position
 from toto_train.clock import Clock
 from toto_train.config import Config
@@ -24,6 +25,7 @@ from toto_train.objective import variate_losses
 from toto_train.optim.layout import global_norm, local
 from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import set_lr, set_momentum, warm_momentum, wsd
+from toto_train.optim.zero import ZeroOptimizer
 from toto_train.ranks import ALONE, Ranks
 from toto_train.watchdog import Watchdog
 
@@ -47,7 +49,14 @@ class TrainingModule(pl.LightningModule):
     losses, weights, points and stop requests are summed over the ranks once a step.
     """
 
-    def __init__(self, config: Config, model: Toto, optimizer: NorMuonAdamW, position: Position, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        config: Config,
+        model: Toto,
+        optimizer: NorMuonAdamW | ZeroOptimizer,
+        position: Position,
+        ranks: Ranks = ALONE,
+    ):
         super().__init__()
         self.config, self.optimizer, self.position, self.ranks = config, optimizer, position, ranks
         self.model = model
@@ -116,12 +125,12 @@ class TrainingModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn summed gradients into those of the mean, clip, and set this step's learning rate; no host sync."""
         c = self.config
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients, cut = parallel.gradients(self.model, self.optimizer)
         sums = torch.stack([self._loss, self._weight])
         if self.ranks.world > 1:
             dist.all_reduce(sums)
         loss, weight = sums[0], sums[1].clamp(min=1)
-        norm = global_norm(gradients) / weight
+        norm = global_norm(gradients, cut) / weight
         # clipping by a norm that overflows would make zeros of the gradients; NaN has the optimizer skip the step
         factor = torch.where(self.guard.skips(loss / weight, norm, self.position.step), torch.nan, 1 / weight)
         if clip := c.optimizer.clip_norm:

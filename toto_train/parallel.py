@@ -21,8 +21,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from toto_train.config import Config
+from toto_train.deepspeed import ZeroStrategy
 from toto_train.model.toto import Toto
 from toto_train.model.umup import init_weights, set_replicas
+from toto_train.optim.normuon import NorMuonAdamW
+from toto_train.optim.recipe import build_optimizer, routed
+from toto_train.optim.zero import ZeroOptimizer, is_cut, save_whole, zero_optimizer
+from toto_train.optim.zero import whole as whole_weight
 from toto_train.ranks import Ranks
 from toto_train.tensors import copy_into
 
@@ -61,9 +66,22 @@ def compile_model(model: Toto, sharded: bool) -> None:
         layer.compile()
 
 
-def replicas(config: Config) -> dist.ProcessGroup | None:
-    """The ranks that hold copies of plain parameters, for the optimizer."""
-    return dist.group.WORLD if config.parallel.mode == "ddp" and config.world > 1 else None
+def make_optimizer(config: Config, model: Toto) -> NorMuonAdamW | ZeroOptimizer:
+    """The recipe's optimizer for a model as `build` laid it out."""
+    named, settings, depth = model.named_parameters(), config.optimizer, config.model.num_layers
+    if config.parallel.mode == "deepspeed":
+        save_whole(model)
+        return zero_optimizer(routed(named, settings, depth), settings)
+    copies = config.parallel.mode == "ddp" and config.world > 1
+    return build_optimizer(named, settings, depth, dist.group.WORLD if copies else None)
+
+
+def gradients(model: Toto, optimizer: NorMuonAdamW | ZeroOptimizer) -> tuple[list[Tensor], dist.ProcessGroup | None]:
+    """What this rank has of the gradients before a step, and the ranks among which they are cut where they are plain
+    tensors all the same."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.gradients(), dist.group.WORLD
+    return [p.grad for p in model.parameters() if p.grad is not None], None
 
 
 def trainer(config: Config, ranks: Ranks, max_steps: int, **options: Any) -> pl.Trainer:
@@ -91,7 +109,11 @@ def _strategy(config: Config, ranks: Ranks) -> dict[str, Any]:
     p, accelerator = config.parallel, "gpu" if ranks.device.type == "cuda" else "cpu"
     if p.mode == "single":
         return {"accelerator": accelerator, "devices": 1}
-    chosen: Strategy = _Sharded(ranks.mesh) if ranks.mesh is not None else _ddp()
+    chosen: Strategy
+    if p.mode == "deepspeed":
+        chosen = ZeroStrategy(config, ranks.device)
+    else:
+        chosen = _Sharded(ranks.mesh) if ranks.mesh is not None else _ddp()
     return {
         "accelerator": accelerator,
         "devices": p.devices,
@@ -126,12 +148,13 @@ def whole(model: Toto, weights: dict[str, Tensor] | None = None) -> Toto:
 
     weights: others in place of its own, by name and laid out as they are.
     """
-    if weights is None and not any(isinstance(p, DTensor) for p in model.parameters()):
+    cut = is_cut(model)
+    if weights is None and not cut and not any(isinstance(p, DTensor) for p in model.parameters()):
         return model
     with torch.device("meta"):
         copy = Toto(model.config)
     copy.to_empty(device=next(model.parameters()).device)
     with torch.no_grad():
         for (name, own), mine in zip(model.named_parameters(), copy.parameters(), strict=True):
-            copy_into(mine, own if weights is None else weights[name])
+            copy_into(mine, weights[name] if weights is not None else whole_weight(own) if cut else own)
     return copy

@@ -47,8 +47,9 @@ def plan(config: Config) -> Plan:
     rows = sum(shapes[n][0] for n in matrices if n.startswith("layers."))
     total = sum(sizes.values())
     patches = config.global_rows * d.variates * (d.length // m.patch_size)
-    # NorMuon keeps momentum and one float a row, AdamW two moments
-    state = 2 * (total - stack) + (stack + rows if config.optimizer.stack == "normuon" else 2 * stack)
+    # NorMuon keeps momentum and one float a row, Muon momentum, AdamW two moments
+    of_stack = {"normuon": stack + rows, "deepspeed_muon": stack, "adamw": 2 * stack}[config.optimizer.stack]
+    state = 2 * (total - stack) + of_stack
     return Plan(
         parameters=total,
         stack_matrices=stack,
@@ -70,7 +71,7 @@ def describe(config: Config) -> str:
     """The plan as text for a person."""
     p, d, m = plan(config), config.data, config.model
     steps = config.schedule.max_steps
-    trainer = {"normuon": "NorMuon", "adamw": "AdamW"}[config.optimizer.stack]
+    trainer = {"normuon": "NorMuon", "deepspeed_muon": "DeepSpeed's Muon", "adamw": "AdamW"}[config.optimizer.stack]
     lines = [
         ("model", f"{m.name}: d_model {m.d_model}, {m.num_layers} layers, {m.num_heads} heads, d_ff {m.d_ff}"),
         ("parameters", f"{p.parameters:,} ({p.stack_matrices:,} in the stack's matrices, for {trainer})"),

@@ -44,8 +44,8 @@ from toto_train.forecast import Forecaster
 from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
-from toto_train.optim.recipe import build_optimizer, describe_routing
-from toto_train.parallel import build, replicas
+from toto_train.optim.recipe import describe_routing
+from toto_train.parallel import build, make_optimizer
 from toto_train.parallel import trainer as make_trainer
 from toto_train.ranks import check_shared, join, pick_device, resolve_devices
 from toto_train.watchdog import Watchdog
@@ -78,6 +78,8 @@ def run(config: Config) -> None:
     heldout = open_tasks(config, "heldout", data.order) if config.report and config.heldout.path else None
     if config.logger.wandb != "off" and importlib.util.find_spec("wandb") is None:
         raise ConfigError([f"logger.wandb={config.logger.wandb!r} needs wandb: pip install 'toto-train[wandb]'"])
+    if config.parallel.mode == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(["parallel.mode=deepspeed needs deepspeed: pip install 'toto-train[deepspeed]'"])
     with ExitStack() as stack:
         with join(config, device) as ranks:
             folder = Path(config.out) / config.name
@@ -87,9 +89,7 @@ def run(config: Config) -> None:
             if ranks.first:
                 log.info("%s\n", plan.describe(config))
             model = build(config, ranks)
-            optimizer = build_optimizer(
-                model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
-            )
+            optimizer = make_optimizer(config, model)
             position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)
             if source and not position.step:
                 source.load_into(model)

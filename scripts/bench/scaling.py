@@ -35,8 +35,7 @@ from toto_train.config import Config
 from toto_train.data.loader import RowDataModule
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
-from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, replicas, trainer
+from toto_train.parallel import build, make_optimizer, trainer
 from toto_train.ranks import free_port, join
 
 ROOT = Path(__file__).parents[2]
@@ -83,8 +82,7 @@ def _rank(rank: int, world: int, port: int, overrides: list[str], steps: int, fo
     watch = Watch(steps, folder / f"{rank}.json")
     with join(config, "cpu") as ranks:
         model = build(config, ranks)
-        depth = config.model.num_layers
-        optimizer = build_optimizer(model.named_parameters(), config.optimizer, depth, replicas(config))
+        optimizer = make_optimizer(config, model)
         module = TrainingModule(config, model, optimizer, Position(), ranks)
         trainer(config, ranks, steps + 1, callbacks=[watch], logger=False).fit(module, datamodule=RowDataModule(config))
     torch.save(watch.ends[:steps], folder / f"{rank}.pt")

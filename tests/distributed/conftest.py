@@ -50,3 +50,12 @@ def processes(tmp_path_factory) -> Callable[..., list[Any]]:
 def ranks(processes) -> Callable[..., list[Any]]:
     """The same within a process group."""
     return lambda world, function, *args: processes(world, _rank, function, args)
+
+
+@pytest.fixture(scope="session")
+def deepspeed() -> None:
+    """Imported once for all forks, for a CPU and with its kernels as they are written: nothing is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")
+        pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")

@@ -10,6 +10,8 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,8 +27,7 @@ from toto_train.config import Config, ModelConfig, RunStopped
 from toto_train.initial import open_source
 from toto_train.model.toto import Toto
 from toto_train.optim.layout import local
-from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, replicas
+from toto_train.parallel import build, make_optimizer
 from toto_train.ranks import Ranks, free_port, join
 from toto_train.tensors import copy_into, full
 
@@ -56,9 +57,7 @@ class Job:
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks
         self.model = build(config, ranks)
-        self.optimizer = build_optimizer(
-            self.model.named_parameters(), config.optimizer, config.model.num_layers, replicas(config)
-        )
+        self.optimizer = make_optimizer(config, self.model)
         self.position = Position()
         self.extra = {"ema": {n: p.detach().clone() for n, p in self.model.named_parameters()}, "guard": {"x": LOSSES}}
 
@@ -242,8 +241,9 @@ def failing(rank, world, mode, run):
         edges = 0
         try:
             saver.save(job.model, job.optimizer, job.position)
-            for edges in range(10_000):
+            while True:
                 dist.all_reduce(torch.zeros(1))  # a step of training
+                edges += 1
                 saver.check()
         except RunStopped as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -365,6 +365,47 @@ def test_a_checkpoint_of_ranks_loads_in_one_process_of_several_and_without_a_gro
     assert_equal({f"ema.{n}": p.detach() for n, p in model.named_parameters()}, held[2])
     assert meta["extra"] == ["ema", "guard"]
     assert set(meta["files"]) == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+
+
+def save_small(rank, world, run):
+    config = config_of("fsdp2", world)
+    config.model = ModelConfig(name="small", d_model=512, num_layers=6, num_heads=8, d_ff=1368)
+    with join(config, "cpu") as ranks:
+        job = Job(config, ranks)
+        saver = Saver(run, config, "rows")
+        saver.save(job.model, job.optimizer, Position(1, 1))
+        saver.wait()
+        saver.close()
+
+
+EXPORT = """
+import re, sys
+from pathlib import Path
+from toto_train import checkpoint, hub
+
+def memory(key):
+    return int(re.search(key + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+before = memory("VmRSS")
+model, _ = checkpoint.load_model(sys.argv[1], "last")
+hub.save_pretrained(model, sys.argv[2], "card")
+print(sum(4 * p.numel() for p in model.parameters()), memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak anew")
+def test_an_export_of_a_sharded_checkpoint_holds_the_weights_once(processes, tmp_path):
+    """1.15 times their bytes were seen."""
+    processes(2, save_small, tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORT, str(tmp_path / "run"), str(tmp_path / "export")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    weights, grown = map(int, done.stdout.split())
+    assert weights == 4 * 21_915_584
+    assert grown < 1.4 * weights
 
 
 class Bomb:

@@ -1,4 +1,5 @@
-"""Servers of our own on this machine: a hub, for the tests of pushing, and one of files, for reading rows."""
+"""Runs in this process, and servers of our own on this machine: a hub, for the tests of pushing, and one of files, for
+reading rows."""
 
 import base64
 import hashlib
@@ -10,6 +11,23 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 
 import pytest
+
+from toto_train.cli import config_from_overrides
+from toto_train.run import run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def train_here(small_job, tmp_path):
+    """train_here(*overrides): the small job in this process, without scores; gives the run folder."""
+
+    def train(*overrides: str) -> Path:
+        quick = ("data.workers=0", "report=false", "validate_every=0", "checkpoint.every_steps=1000")
+        run(config_from_overrides([*small_job, *quick, *overrides], CONFIGS))
+        return tmp_path / "runs" / "small"
+
+    return train
 
 
 class FakeHub(ThreadingHTTPServer):

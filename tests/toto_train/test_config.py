@@ -27,7 +27,8 @@ def problems(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g, choices in GROUPS.items() for c in choices])
 def test_every_choice_of_every_group_composes(group, choice):
-    compose(f"{group}={choice}", "plan=true", *(["optimizer=adamw"] if choice == "deepspeed" else []))
+    with_it = {"deepspeed": ["optimizer=adamw"], "deepspeed_muon": ["parallel=deepspeed"]}
+    compose(f"{group}={choice}", "plan=true", *with_it.get(choice, []))
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])

@@ -62,3 +62,9 @@ def test_marginals_sum_over_the_other_kinds():
     np.testing.assert_array_equal(found["source", "b/y"], cube[1].sum((0, 1)))
     np.testing.assert_array_equal(found["domain", DOMAINS[2]], cube[:, 2].sum((0, 1)))
     np.testing.assert_array_equal(found["interval", "1 to 10 min"], cube[:, :, 2].sum((0, 1)))
+
+    table[0, 0] = np.nan  # the first source's first domain and interval
+    found = {(kind, name): sums for kind, name, sums in strata.marginals(table, ["a/x", "b/y"])}
+    assert [np.isnan(found[kind]).any() for kind in (("source", "a/x"), ("source", "b/y"))] == [True, False]
+    cube[0, 0, 0] = 0
+    np.testing.assert_array_equal(found["domain", DOMAINS[0]], cube[:, 0].sum((0, 1)))

@@ -22,7 +22,8 @@ from toto_train.clock import PHASES
 from toto_train.config import Config
 from toto_train.module import TrainingModule
 from toto_train.optim.layout import global_norm
-from toto_train.optim.normuon import KINDS
+from toto_train.optim.normuon import KINDS, NorMuonAdamW
+from toto_train.optim.zero import MUON
 from toto_train.peak import peak_flops
 from toto_train.plan import plan
 
@@ -81,19 +82,21 @@ class Meters(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         assert isinstance(module, TrainingModule)
-        module.optimizer.measures = self.reports(module.position.step + 1)
-        if module.optimizer.measures:
+        if not isinstance(own := module.optimizer, NorMuonAdamW):  # ZeRO's pieces are of no parameter in particular
+            return
+        own.measures = self.reports(module.position.step + 1)
+        if own.measures:
             self.norms = {
                 f"grad_norm_{group['kind']}": global_norm(p.grad for p in group["params"] if p.grad is not None)
-                for group in module.optimizer.param_groups
+                for group in own.param_groups
             }
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        lost = batch["reads"]["lost"]
-        self.lost += np.count_nonzero(lost), lost.sum()
+        if (lost := batch["reads"]["lost"]).any():
+            self.lost += np.count_nonzero(lost), lost.sum()
         if module.whole_step(batch_idx):
             self.progress.advance()
             if self.reports(module.position.step):
@@ -111,7 +114,7 @@ class Meters(pl.Callback):
             "step": position.step,
             "points": position.points,
             "seconds": round(self.seconds_before + now - self.begin, 2),
-            "train/lr_normuon": lr.get("normuon", 0.0),
+            "train/lr_normuon": lr.get("normuon", lr.get(MUON, 0.0)),
             "train/lr_adamw": lr["adamw"],
             "perf/points_per_s": round(points / elapsed),
             "perf/slots_per_s": round(slots),
@@ -133,10 +136,11 @@ class Meters(pl.Callback):
     def _read_device(self, module: TrainingModule) -> dict[str, Any]:
         """What lies on the device, in one transfer."""
         guard, last = module.guard, module.last
-        for kind, norm in module.optimizer.update_norms().items():
-            self.norms[f"update_norm_{kind}"] = norm
-        for group in module.optimizer.param_groups:
-            self.norms[f"weight_norm_{group['kind']}"] = global_norm(group["params"])
+        if isinstance(own := module.optimizer, NorMuonAdamW):
+            for kind, norm in own.update_norms().items():
+                self.norms[f"update_norm_{kind}"] = norm
+            for group in own.param_groups:
+                self.norms[f"weight_norm_{group['kind']}"] = global_norm(group["params"])
         counts = module.optimizer.skipped_steps, guard.non_finite, guard.spikes, guard.given_up
         tensors = [last["loss"], last["grad_norm"], last["weight"], guard.worst, *counts, *self.norms.values()]
         values = torch.stack([t.detach().double() for t in tensors]).tolist()

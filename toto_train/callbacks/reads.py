@@ -31,25 +31,26 @@ class Reads(pl.Callback):
         self._clear(start_step)
 
     def _clear(self, step: int) -> None:
-        self.sums = np.zeros((4, len(self.labels)))  # rows, seconds, windows lost, rows that lost one
+        self.seen: list[dict[str, np.ndarray]] = []
+        """`reads` of the batches since the report before, which was after step `since`."""
         self.since = step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        reads = batch["reads"]
-        for total, values in zip(self.sums, (1.0, reads["seconds"], reads["lost"], reads["lost"] > 0), strict=True):
-            np.add.at(total, reads["source"], values)
+        self.seen.append(batch["reads"])
         step = module.position.step
         if module.whole_step(batch_idx) and (step % self.every == 0 or step == module.config.schedule.max_steps):
-            self.sums = module.ranks.sum(self.sums)
+            source, took, lost = (np.concatenate([of[k] for of in self.seen]) for k in ("source", "seconds", "lost"))
+            values = np.ones_like(took), took, lost, lost > 0
+            sums = [np.bincount(source, of, len(self.labels)) for of in values]
             rows = module.config.global_rows
-            self._write(step, self.order.wanted(self.since * rows, step * rows))
+            self._write(step, module.ranks.sum(sums), self.order.wanted(self.since * rows, step * rows))
             self._clear(step)
 
-    def _write(self, step: int, wanted: np.ndarray) -> None:
-        rows, seconds, lost, short = self.sums
+    def _write(self, step: int, sums: np.ndarray, wanted: np.ndarray) -> None:
+        rows, seconds, lost, short = sums
         self.table.write(
             {
                 "step": step,

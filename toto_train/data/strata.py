@@ -26,9 +26,13 @@ def stratum(source: int, domain: np.ndarray, interval: np.ndarray) -> np.ndarray
 
 
 def marginals(table: np.ndarray, labels: list[str]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(kind, name, sums [k]) of every source, domain and interval, from sums over strata [strata, k]."""
+    """(kind, name, sums [k]) of every source, domain and interval, from sums over strata [strata, k].
+
+    What is not finite stays with its source; domains and intervals are summed without it.
+    """
     table = table.reshape(len(labels), len(DOMAINS), len(INTERVALS), -1)
+    finite = np.where(np.isfinite(table).all(-1, keepdims=True), table, 0.0)
     names = {"source": labels, "domain": list(DOMAINS), "interval": [name for _, name in INTERVALS]}
     for axis, (kind, of) in enumerate(names.items()):
-        sums = table.sum(axis=tuple(a for a in range(3) if a != axis))
+        sums = (finite if axis else table).sum(axis=tuple(a for a in range(3) if a != axis))
         yield from ((kind, name, values) for name, values in zip(of, sums, strict=True))

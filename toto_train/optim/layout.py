@@ -144,23 +144,27 @@ class Block:
         return local(whole)[first + offset : last + offset] if first < last else local(whole)[:0]
 
 
-def shard_group(tensor: Tensor) -> dist.ProcessGroup | None:
-    """The ranks among which a tensor is cut; None where this one holds all of it."""
+def shard_group(tensor: Tensor, cut: dist.ProcessGroup | None = None) -> dist.ProcessGroup | None:
+    """The ranks among which a tensor is cut, which for plain ones is `cut`; None where this one holds all of it."""
+    if not isinstance(tensor, DTensor):
+        return cut
     group = None
-    if isinstance(tensor, DTensor):
-        for i, placement in enumerate(tensor.placements):
-            if isinstance(placement, Shard) and tensor.device_mesh.size(i) > 1:
-                if group is not None:
-                    raise ValueError(f"a tensor sharded over several mesh dimensions: {tensor.placements}")
-                group = tensor.device_mesh.get_group(i)
+    for i, placement in enumerate(tensor.placements):
+        if isinstance(placement, Shard) and tensor.device_mesh.size(i) > 1:
+            if group is not None:
+                raise ValueError(f"a tensor sharded over several mesh dimensions: {tensor.placements}")
+            group = tensor.device_mesh.get_group(i)
     return group
 
 
-def global_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """Frobenius norm [] over all tensors, whole ones and sharded ones alike, the same on every rank; no host sync."""
+def global_norm(tensors: Iterable[Tensor], cut: dist.ProcessGroup | None = None) -> Tensor:
+    """Frobenius norm [] over all tensors, whole ones and sharded ones alike, the same on every rank; no host sync.
+
+    cut: ranks that hold different parts of the plain tensors; None where these are whole.
+    """
     shared: dict[dist.ProcessGroup | None, list[Tensor]] = {}
     for t in tensors:
-        shared.setdefault(shard_group(t), []).append(local(t))
+        shared.setdefault(shard_group(t, cut), []).append(local(t))
     return norm_of_parts({group: torch._foreach_norm(parts) for group, parts in shared.items()})
 
 

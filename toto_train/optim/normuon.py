@@ -58,7 +58,7 @@ def _momentum_update(
     return clean
 
 
-def _apply(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> Tensor:
+def apply_update(p: Tensor, o: Tensor, row_lr: Tensor, decay: float, cautious: bool, finite: Tensor) -> Tensor:
     """W <- W - finite (decay [D * W >= 0] W + lr D), with W, O [m, n] and lr c as row_lr [m]; returns the bracket.
 
     Decay and update are summed before they meet the weight: a decay of 2e-8 alone is below half an ulp of fp32.
@@ -241,7 +241,7 @@ class NorMuonAdamW(torch.optim.Optimizer):
                 block.v_part(state["v"]).lerp_(new_v, finite)
             decay = s["weight_decay"] * s["lr"] / s["initial_lr"]
             row_lr = scale * (s["lr"] * block.multiplier)
-            delta = _apply(block.part(block.p), o, row_lr, decay, s["cautious"], finite)
+            delta = apply_update(block.part(block.p), o, row_lr, decay, s["cautious"], finite)
             if self.measures:
                 self._note("normuon", block.p, torch.linalg.vector_norm(delta) * finite)
 

@@ -94,7 +94,7 @@ def _route_one(name: str, shapes: Mapping[str, tuple[int, ...]], depth: int, con
         raise ValueError(f"{name} {list(shape)}: all matrices of the stack and nothing else get NorMuon")
     blocks: tuple[int, ...] = ()
     kind = config.stack if role == "stack matrix" else "adamw"
-    if kind == "normuon":
+    if kind != "adamw":
         blocks = _blocks(name, shapes, config.normuon.split)
         height = blocks[0] if blocks else shape[0]
         factor, reason = LR_RULES[config.normuon.lr_rule](height, shape[1]), f"{role}, {config.normuon.lr_rule}"
@@ -147,10 +147,10 @@ def routing_table(routes: Iterable[Route]) -> str:
 
 def describe_routing(named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int) -> str:
     """The routing table of a model's trained parameters."""
-    return routing_table(r for r, _ in _trained(named_parameters, config, depth))
+    return routing_table(r for r, _ in routed(named_parameters, config, depth))
 
 
-def _trained(
+def routed(
     named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, depth: int
 ) -> list[tuple[Route, Tensor]]:
     """Routes of the parameters that require a gradient; raises where there are none, or none for NorMuon unasked."""
@@ -178,7 +178,7 @@ def build_optimizer(
     Parameters are those of the model as it will be trained: after fully_shard, or inside DDP, whose process group is
     `replicas`. Raises where nothing is trained, and where nothing would get NorMuon although config.stack says so.
     """
-    trained = _trained(named_parameters, config, depth)
+    trained = routed(named_parameters, config, depth)
     logger.info("routing of parameters\n%s", routing_table(r for r, _ in trained))
     groups = []
     for kind, settings in (("normuon", asdict(config.normuon)), ("adamw", asdict(config.adamw))):
