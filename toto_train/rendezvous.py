@@ -57,57 +57,64 @@ def meet(mine: dict[str, str], timeout: float = 300.0) -> dist.Store:
 
 def _open_store(rank: int, world: int, timeout: float) -> dist.Store:
     """The store at MASTER_ADDR:MASTER_PORT, which rank 0 serves, or torchrun where it says so."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port, host = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), socket.gethostname()
     serve = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not serve:
-        _reach(address, port, rank, timeout)
+        _resolve(address, min(timeout, RESOLVE))
     try:
         return dist.TCPStore(
             "localhost" if serve else address, port, world, serve, timedelta(seconds=timeout), wait_for_workers=False
         )
-    except dist.DistNetworkError as error:
-        if not serve:
-            raise
+    except dist.DistError as error:
+        why = str(error).splitlines()[0]
+        if serve:
+            raise LaunchError([
+                f"rank 0 cannot listen on MASTER_PORT={port} of {host}: another run, or a second process with RANK=0, "
+                f"has it; choose another port ({why})"
+            ]) from error  # fmt: skip
         raise LaunchError([
-            f"rank 0 cannot listen on MASTER_PORT={port} of {socket.gethostname()}: another run, or a second process "
-            f"with RANK=0, has it; choose another port ({str(error).splitlines()[0]})"
+            f"rank {rank} on {host} cannot reach rank 0 at {address}:{port} within {timeout:g} s "
+            f"({_reason(address, port) or why}); does rank 0 run there, and may these hosts connect to each other's "
+            "ports?"
         ]) from error  # fmt: skip
 
 
-def _reach(address: str, port: int, rank: int, timeout: float) -> None:
-    """Wait until something listens there."""
-    host, start = socket.gethostname(), time.monotonic()
+def _resolve(address: str, patience: float) -> None:
+    """Wait until this host knows a name."""
+    start = time.monotonic()
     while True:
         try:
-            with socket.create_connection((address, port), timeout=5):
-                return
-        except OSError as error:
-            waited = time.monotonic() - start
-            if isinstance(error, socket.gaierror):
-                if waited > min(timeout, RESOLVE):
-                    raise LaunchError([
-                        f"MASTER_ADDR={address!r} is no host that {host} knows ({error.strerror}); it must be the name "
-                        "or address of the host of rank 0"
-                    ]) from error  # fmt: skip
-            elif waited > timeout:
+            socket.getaddrinfo(address, None)
+            return
+        except socket.gaierror as error:
+            if time.monotonic() - start > patience:
                 raise LaunchError([
-                    f"rank {rank} on {host} cannot reach rank 0 at {address}:{port} within {timeout:g} s ({error}); "
-                    f"does rank 0 run there, and may these hosts connect to each other's ports?"
+                    f"MASTER_ADDR={address!r} is no host that {socket.gethostname()} knows ({error.strerror}); it must "
+                    "be the name or address of the host of rank 0"
                 ]) from error  # fmt: skip
-        time.sleep(0.1)
+        time.sleep(0.2)
+
+
+def _reason(address: str, port: int) -> str:
+    """Why nothing can be connected there; asked only when it failed, as a store may look up whoever comes and goes."""
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _judge(room: dist.Store, mine: dict[str, Any], world: int, timeout: float) -> list[str]:
     """On rank 0: gather all ranks, tell them what is wrong."""
     if room.add("judges", 1) > 1:
         raise LaunchError([f"RANK=0 was given twice, also to process {mine['process']} on {mine['host']}"])
-    came, deadline = [mine], time.monotonic() + timeout
-    for place in range(1, world):
-        try:
-            room.wait([f"facts/{place}"], timedelta(seconds=max(0.001, deadline - time.monotonic())))
-        except dist.DistStoreError:
-            break
-        came.append(json.loads(room.get(f"facts/{place}")))
+    keys = [f"facts/{place}" for place in range(1, world)]
+    try:
+        room.wait(keys, timedelta(seconds=timeout))
+    except dist.DistStoreError:
+        keys = [key for key in keys[: room.add("came", 0)] if room.check([key])]
+    # all at once: each exchange with the store costs two delayed acknowledgements, 80 ms
+    came = [mine, *map(json.loads, room.multi_get(keys) if keys else [])]
     problems = _attendance(came, world, timeout) or differences(came)
     room.set("verdict", json.dumps(problems))
     if problems:
