@@ -69,7 +69,7 @@ def test_a_resumed_run_is_guarded_as_an_undisturbed_one(train_here, broken, tmp_
     """Scores and counts of skips go on, although half the window lies before the checkpoint."""
     job = [
         f"data.mixture.bad={{path: {broken}, weight: 0.05}}", "guards.window=8", "guards.spike=0.7",
-        "guards.max_skipped=30", "schedule.decay_steps=0",
+        "guards.max_skipped=30", "schedule.decay_steps=0", "optimizer.adamw.lr=0.3",
     ]  # fmt: skip
 
     def rows(folder: Path) -> list[dict[str, str]]:
