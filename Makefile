@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 QUICKSTART := shards/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore
-BENCHMARKS := scripts/bench/evaluation.py scripts/bench/model.py scripts/bench/loader.py scripts/bench/optimizer.py \
+BENCHMARKS := scripts/bench/evaluation.py scripts/bench/model.py scripts/bench/loader.py scripts/bench/optimizer.py scripts/bench/meters.py \
 	scripts/bench/scaling.py
 FAST := not slow and not e2e and not distributed and not gpu
 
