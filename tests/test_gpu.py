@@ -12,12 +12,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from toto_train import hub
-from toto_train.config import ModelConfig, OptimizerConfig
+from toto_train.checkpoint import Position
+from toto_train.clock import Clock
+from toto_train.config import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from toto_train.data.ahead import ahead
 from toto_train.forecast import Forecaster
 from toto_train.model.decoder import MaskFlags
 from toto_train.model.toto import Prediction, Toto
+from toto_train.module import TrainingModule
 from toto_train.objective import loss_sum
 from toto_train.optim.recipe import build_optimizer
+from toto_train.parallel import build
+from toto_train.ranks import Ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -151,3 +157,96 @@ def test_time_layers_take_flash_attention_in_bf16():
     loss, _ = loss_sum(out, x, seen, None, 32, 20.0)
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_batches_copied_ahead_are_whole_when_used_and_memory_is_not_taken_from_under_the_step():
+    """Each batch is dropped while the device still works on what uses it, and its memory is asked for at once."""
+
+    def batches():
+        for k in range(40):
+            yield {"target": torch.full((64, 4096), float(k)).pin_memory(), "points": k}
+
+    busy = torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for batch in ahead(batches(), torch.device("cuda")):
+        assert batch["target"].is_cuda
+        busy = torch.tanh(busy @ busy)  # the copy of the next batch goes on beside this
+        sums.append(batch["target"].double().sum() + 0 * busy.sum().double())
+        del batch
+    assert torch.stack(sums).tolist() == [k * 64 * 4096.0 for k in range(40)]
+
+
+def test_a_whole_step_with_its_guard_and_meters_does_not_wait_for_the_device():
+    config = Config(
+        model=ModelConfig(), data=DataConfig(variates=4, length=256), schedule=ScheduleConfig(10, 0, 0),
+        global_rows=2, micro_rows=2,
+    )  # fmt: skip
+    ranks = Ranks(torch.device("cuda"))
+    model = build(config, ranks)
+    optimizer = build_optimizer(model.named_parameters(), config.optimizer, config.model.num_layers)
+    module = TrainingModule(config, model, optimizer, Position(), ranks)
+    module.strata = torch.zeros(8, 2, dtype=torch.float64, device="cuda")
+    x = torch.randn(2, 4, 256, device="cuda").cumsum(-1)
+    seen = torch.ones_like(x, dtype=torch.bool)
+    ids = torch.zeros(2, 4, dtype=torch.long, device="cuda")
+    batch = {"target": x, "target_mask": seen, "cpm_mask": seen, "series_ids": ids, "stratum": ids,
+             "flags": MaskFlags(False, False), "points": x.numel()}  # fmt: skip
+
+    def step():
+        module.on_train_batch_start(batch, 0)
+        module.training_step(batch, 0).backward()
+        module.on_after_backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.measures = True
+        optimizer.step()
+        optimizer.update_norms()
+        optimizer.zero_grad()
+        module.end_step()
+        module.on_train_batch_end(None, batch, 0)
+
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    phases = module.clock.read()
+    assert phases["forward_backward"] > 0 < phases["optimizer"]
+    assert int(module.guard.seen) == 6
+    assert float(module.strata[0, 1]) == 6 * 2 * 4 * (256 - 32)
+
+
+def test_the_clock_reads_what_the_device_did_and_keeps_few_events():
+    clock = Clock(torch.device("cuda"))
+    work = torch.randn(2048, 2048, device="cuda")
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(2000):
+        clock.mark("other")
+        work = torch.tanh(work @ work)
+        clock.mark("optimizer")
+    end.record()
+    torch.cuda.synchronize()
+    phases = clock.read()
+    assert phases["data"] == phases["forward_backward"] == 0
+    assert 0 < phases["other"] < phases["optimizer"]
+    assert phases["other"] + phases["optimizer"] <= begin.elapsed_time(end) / 1000 * 1.01
+
+
+def test_a_trace_and_a_memory_snapshot_of_a_job(small_job, train_py, tmp_path):
+    job = [*small_job, "parallel.device=cuda", "profile.steps=2", "profile.start=3", "profile.memory=true"]
+    done = train_py(*job, "report=false")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "small" / "profile"
+    assert {p.name for p in folder.iterdir()} == {"trace-rank0.json", "memory-rank0.pickle"}
+    events = json.loads((folder / "trace-rank0.json").read_text())["traceEvents"]
+    names = [event["name"] for event in events if event.get("ph") == "X" and event.get("cat") == "user_annotation"]
+    assert [names.count(name) for name in ("data", "forward", "backward", "optimizer")] == [4, 4, 4, 2]
+    assert any(event.get("cat") == "kernel" for event in events)
+    with (tmp_path / "runs" / "small" / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["perf/memory_gib"]) > 0
+    shares = [float(last[f"perf/{name}"]) for name in ("data_wait", "forward_backward", "optimizer", "other")]
+    assert sum(shares) == pytest.approx(1, abs=3e-4)

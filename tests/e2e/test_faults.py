@@ -13,10 +13,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from data_pipelines.assemble import write_shards
+from data_pipelines.series import Series
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.distributed, pytest.mark.slow]
@@ -154,3 +158,17 @@ def test_a_shard_that_disappears_stops_the_run_which_goes_on_once_it_is_back(sta
         os.replace(tar.with_suffix(".kept"), tar)
     assert finish(start("starved", here))[0] == 0
     same(run, undisturbed)
+
+
+def test_a_run_whose_steps_are_all_skipped_stops_and_names_their_rows(start, folder, tmp_path):
+    """Values at the end of fp32, whose deviations are infinite, in every row."""
+    values = np.where(np.arange(600) % 3 == 0, 3e38, -3e38).astype(np.float32)[None]
+    write_shards(tmp_path / "absurd", [Series(values, 60.0, "broken", str(i)) for i in range(4)], {})
+    job = ("guards.max_skipped=5", "checkpoint.every_steps=4", "validate_every=0", "logger.every_steps=4")
+    status, message = finish(start("skipping", f"data.mixture.corpus.path={tmp_path / 'absurd'}", *job))
+    assert status == 3
+    assert message.count("steps 0 to 4 were skipped") == 1
+    assert "rows 0 to 39; these are: corpus/broken 40" in message
+    assert "Traceback" not in message
+    saved = [p.name for p in (folder / "skipping" / "checkpoints").glob("step-*")]
+    assert saved == ["step-00000004"]

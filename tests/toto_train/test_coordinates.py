@@ -15,8 +15,6 @@ from toto_train.optim import recipe
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import coord_check
-
 WIDTHS, DEPTHS = (64, 128, 256), (2, 4, 8)
 
 
@@ -92,5 +90,7 @@ def test_the_command_says_pass_and_leaves_its_files(tmp_path):
     ("steps=0", "must be positive"),
 ])  # fmt: skip
 def test_bad_arguments_are_named(argument, message):
+    import coord_check
+
     with pytest.raises(ValueError, match=message):
         coord_check.main(["--quick", argument])

@@ -106,17 +106,10 @@ def test_a_resumed_guard_decides_the_same():
     for stop in (3, 30, 45):
         first, second = Guard(config, CPU), Guard(config, CPU)
         judged(first, losses[:stop])
-        second.load_state_dict({name: t.clone() for name, t in first.state_dict().items()})
+        for name, t in second.state_dict().items():  # in place, as a checkpoint is loaded
+            t.copy_(first.state_dict()[name])
         assert judged(second, losses[stop:]) == expected[stop:]
         assert all(torch.equal(t, whole.state_dict()[name]) for name, t in second.state_dict().items())
-
-
-def test_a_window_of_another_length_is_filled_anew():
-    first, second = Guard(GuardConfig(window=8, spike=5.0), CPU), Guard(GuardConfig(window=4, spike=5.0), CPU)
-    judged(first, [1.0, 1.1, 0.9, 1.0, 1.05, 9.0, math.nan])
-    second.load_state_dict(first.state_dict())
-    assert [int(getattr(second, n)) for n in ("seen", "spikes", "non_finite", "in_a_row")] == [0, 1, 1, 2]
-    assert judged(second, [9.0]) == [False]
 
 
 def make_module() -> TrainingModule:

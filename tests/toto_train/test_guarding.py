@@ -62,3 +62,25 @@ def test_a_run_of_skips_stops_names_its_rows_and_saves_nothing_after_them(train_
     assert f"inspect_rows.py run={tmp_path / 'runs' / 'small'} step=4" in message
     assert [p.name for p in folders(tmp_path / "runs" / "small")] == ["step-00000003"]
     assert gc.isenabled()
+
+
+@pytest.mark.e2e
+def test_a_resumed_run_is_guarded_as_an_undisturbed_one(train_here, broken, tmp_path):
+    """Scores and counts of skips go on, although half the window lies before the checkpoint."""
+    job = [
+        f"data.mixture.bad={{path: {broken}, weight: 0.05}}", "guards.window=8", "guards.spike=0.7",
+        "guards.max_skipped=30", "schedule.decay_steps=0", "optimizer.adamw.lr=0.3",
+    ]  # fmt: skip
+
+    def rows(folder: Path) -> list[dict[str, str]]:
+        return [
+            {k: v for k, v in row.items() if k != "seconds" and not k.startswith("perf/")}
+            for row in read(folder / "metrics.csv")
+        ]
+
+    expected = rows(train_here(*job, "schedule.max_steps=20"))
+    train_here(*job, "name=resumed", "schedule.max_steps=10")
+    train_here(*job, "name=resumed", "schedule.max_steps=20")
+    assert rows(tmp_path / "runs" / "resumed") == expected
+    assert int(expected[-1]["train/spike_steps"]) > 0 < int(expected[-1]["train/non_finite_steps"])
+    assert [row["train/spike_score"] != "" for row in expected].count(True) > 4

@@ -143,7 +143,8 @@ class Meters(pl.Callback):
                 self.norms[f"weight_norm_{group['kind']}"] = global_norm(group["params"])
         counts = module.optimizer.skipped_steps, guard.non_finite, guard.spikes, guard.given_up
         tensors = [last["loss"], last["grad_norm"], last["weight"], guard.worst, *counts, *self.norms.values()]
-        values = torch.stack([t.detach().double() for t in tensors]).tolist()
+        here = last["loss"].device  # ZeRO counts its skipped steps on the host
+        values = torch.stack([t.detach().to(here, torch.float64) for t in tensors]).tolist()
         guard.forget()
         loss, grad_norm, weight, worst, skipped, non_finite, spikes, given_up, *rest = values
         self.given_up = int(given_up)
