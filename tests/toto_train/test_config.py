@@ -27,7 +27,7 @@ def problems(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize(("group", "choice"), [(g, c) for g, choices in GROUPS.items() for c in choices])
 def test_every_choice_of_every_group_composes(group, choice):
-    with_it = {"deepspeed": ["optimizer=adamw"], "deepspeed_muon": ["parallel=deepspeed"]}
+    with_it = {"deepspeed": ["optimizer=adamw"], "deepspeed_muon": ["parallel=deepspeed", "parallel.zero_stage=3"]}
     compose(f"{group}={choice}", "plan=true", *with_it.get(choice, []))
 
 
