@@ -132,7 +132,9 @@ def test_a_resumed_run_knows_the_best_before_it_validates(train, caplog):
 
 def bar(text: str) -> dict[int, str]:
     """Step -> what the bar last said about validation there."""
-    frames = (re.search(r" (\d+)/\d+ \[.*data wait \d+%(?:  MFU \d+%)?(.*)]", frame) for frame in re.split(r"[\r\n]", text))
+    frames = (
+        re.search(r" (\d+)/\d+ \[.*data wait \d+%(?:  MFU \d+%)?(.*)]", frame) for frame in re.split(r"[\r\n]", text)
+    )
     return {int(f[1]): f[2].strip() for f in frames if f}
 
 
