@@ -119,7 +119,7 @@ def measure(quick: bool) -> list[Row]:
     return [
         Row("standstill for a save", ms["standstill"], ms["save"], "asynchronous=false", "ms", "<= 0.25"),
         Row("training beside a save", ms["training beside"], ms["training"], "without", "ms", "<= 1.5"),
-        Row("save, with checksums", ms["save"], ms["dcp.save"], "dcp.save, without", "ms", "<= 2.5"),
+        Row("save, with checksums", ms["save"], ms["dcp.save"], "dcp.save, without", "ms", "<= 2"),
         Row("resume, every byte checked", ms["resume"], ms["dcp.load"], "dcp.load, unchecked", "ms", "<= 4"),
         Row("memory of an export", int(done.stdout) / 2**20, weights, "the weights", "MiB", "<= 1.3"),
     ]
