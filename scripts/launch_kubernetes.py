@@ -21,7 +21,7 @@ from pathlib import Path
 
 from toto_train.arguments import fail_on, parse
 from toto_train.jobs import Cluster, prepare, write_manifest
-from toto_train.plan import describe
+from toto_train.planning.describe import describe
 
 REQUIRED = {"image": str, "claim": str}
 OWN = {"mount": "/data", "namespace": "", "memory": "", "shm": "16Gi", "grace": 300, "submit": False}

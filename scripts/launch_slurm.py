@@ -21,7 +21,7 @@ from pathlib import Path
 
 from toto_train.arguments import fail_on, parse
 from toto_train.jobs import prepare, write_sbatch
-from toto_train.plan import describe
+from toto_train.planning.describe import describe
 
 OWN = {"grace": 300, "python": sys.executable, "setup": "", "srun": "", "submit": False}
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from toto_train.config import Config
+from toto_train.config import Config, ConfigError
+from toto_train.hardware import find_gpu
 
 MODES = ("single", "ddp", "fsdp2", "hsdp", "deepspeed")
 
@@ -35,6 +36,11 @@ def parallel_problems(c: Config) -> list[str]:
         out.append("profile.memory=true is about the steps of a trace; set profile.steps, too")
     if not 0 < c.hardware.mfu <= 1:
         out.append(f"hardware.mfu={c.hardware.mfu} is a share of the peak; it must be in (0, 1]")
+    if c.hardware.gpu != "auto":
+        try:
+            find_gpu(c.hardware.gpu)
+        except ConfigError as error:
+            out += error.problems
     return out + (rank_problems(c) if p.devices else [])
 
 

@@ -78,13 +78,16 @@ def name_of(device_name: str) -> str:
     return max(found, key=lambda key: len(GPUS[key].pattern), default="")
 
 
-def peak_flops(device: torch.device | str, precision: str) -> float:
+def peak_flops(device: torch.device | str, precision: str, gpu: str = "auto") -> float:
     """Peak FLOP/s of matrix products on a device of this machine, in a `parallel.precision`.
 
-    By the table where it knows the GPU; else the fastest of some products measured here, once a process.
+    By the table where it knows the GPU, which may be named by `gpu` (hardware.gpu); else the fastest of some products
+    measured here, once a process.
     """
     device = torch.device(device)
-    name = name_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else ""
+    name = ""
+    if device.type == "cuda":
+        name = name_of(torch.cuda.get_device_name(device)) if gpu == "auto" else gpu
     if name and GPUS[name].flops(precision):
         return GPUS[name].flops(precision)
     return _measured(device, torch.float32 if precision == "fp32" else torch.bfloat16, torch.get_num_threads())

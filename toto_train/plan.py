@@ -8,7 +8,7 @@ import torch
 
 from toto_train.config import Config, ModelConfig
 from toto_train.model.decoder import over_time
-from toto_train.model.toto import QUANTILES, Toto
+from toto_train.model.toto import Toto
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,3 @@ def plan(config: Config) -> Plan:
         attention_flops=3 * attention_flops_per_patch(m, d.length // m.patch_size, d.variates) * patches,
         state_bytes=4 * (2 * total + state),
     )
-
-
-def loader_bytes(config: Config) -> int:
-    """Memory for the batches that the loader processes of one device keep ready: float32 values, two masks, ids."""
-    rows = config.data.workers * config.data.prefetch * config.micro_rows
-    return rows * config.data.variates * (6 * config.data.length + 8)
-
-
-def describe(config: Config) -> str:
-    """The plan as text for a person."""
-    p, d, m = plan(config), config.data, config.model
-    steps = config.schedule.max_steps
-    trainer = {"normuon": "NorMuon", "deepspeed_muon": "DeepSpeed's Muon", "adamw": "AdamW"}[config.optimizer.stack]
-    lines = [
-        ("model", f"{m.name}: d_model {m.d_model}, {m.num_layers} layers, {m.num_heads} heads, d_ff {m.d_ff}"),
-        ("parameters", f"{p.parameters:,} ({p.stack_matrices:,} in the stack's matrices, for {trainer})"),
-        ("batch", f"{config.global_rows} rows x {d.variates} variates x {d.length} steps"),
-        ("points per step", f"{p.slots_per_step:,} (slots; observed points are fewer by the fill of the rows)"),
-        ("patches per step", f"{p.patches_per_step:,} of {m.patch_size} steps, {len(QUANTILES)} quantiles each"),
-        ("FLOPs per step", f"{p.flops_per_step:.3e} (6 N patches {p.matmul_flops:.3e} + attention "
-                           f"{p.attention_flops:.3e})"),
-        ("weights, gradients, optimizer", f"{p.state_bytes / 2**20:,.0f} MiB in fp32, before activations"),
-        ("loader", f"{d.workers} processes a device, {loader_bytes(config) / 2**20:,.0f} MiB of batches kept ready"),
-        ("run", f"{steps:,} steps: {steps * p.slots_per_step:.3e} points, {steps * p.flops_per_step:.3e} FLOPs"),
-    ]  # fmt: skip
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)

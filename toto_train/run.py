@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from data_pipelines.store import is_url
-from toto_train import checkpoint, checkpoint_files, hub, plan
+from toto_train import checkpoint, checkpoint_files, hub
 from toto_train.callbacks.communication import Communication
 from toto_train.callbacks.garbage import Garbage
 from toto_train.callbacks.guarding import Guarding
@@ -47,6 +47,7 @@ from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.optim.recipe import describe_routing
 from toto_train.parallel import build, make_optimizer
 from toto_train.parallel import trainer as make_trainer
+from toto_train.planning.describe import describe
 from toto_train.ranks import check_shared, join, pick_device, resolve_devices
 from toto_train.watchdog import Watchdog
 
@@ -65,7 +66,7 @@ def run(config: Config) -> None:
     source = choose_source(config)
     if config.plan:
         start = [f"starts from {source.folder}: {source.about}"] if source else []
-        sys.stdout.write("\n".join([plan.describe(config), describe_data(config), *start, ""]))
+        sys.stdout.write("\n".join([describe(config), describe_data(config), *start, ""]))
         return
     device = pick_device(config.parallel.device, "parallel.device")
     if device == "cpu":
@@ -87,7 +88,7 @@ def run(config: Config) -> None:
             if config.parallel.nodes > 1:
                 check_shared(folder, ranks)
             if ranks.first:
-                log.info("%s\n", plan.describe(config))
+                log.info("%s\n", describe(config))
             model = build(config, ranks)
             optimizer = make_optimizer(config, model)
             position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)

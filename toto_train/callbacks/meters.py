@@ -20,11 +20,11 @@ from toto_train.callbacks.table import Table
 from toto_train.callbacks.validation import Validation
 from toto_train.clock import PHASES
 from toto_train.config import Config
+from toto_train.hardware import peak_flops
 from toto_train.module import TrainingModule
 from toto_train.optim.layout import global_norm
 from toto_train.optim.normuon import KINDS, NorMuonAdamW
 from toto_train.optim.zero import MUON
-from toto_train.peak import peak_flops
 from toto_train.plan import plan
 
 COLUMNS = (
