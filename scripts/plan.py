@@ -14,7 +14,7 @@ from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError
 from toto_train.hardware import GPUS
 from toto_train.planning.describe import describe
-from toto_train.planning.scaling import scaling, spread, table
+from toto_train.planning.scaling import places, scaling, table
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         config, gpus = read(argv)
-        print(describe(spread(config, gpus[0]) if gpus else config))
+        print(describe(config))
         if len(gpus) > 1:
             print(f"\n{table(scaling(config, gpus))}")
     except ConfigError as error:
@@ -45,9 +45,9 @@ def read(argv: list[str]) -> tuple[Config, list[int]]:
     recipe = f"toto2_{given.get('model', '')}"
     if "experiment" not in given and (CONFIGS / "experiment" / f"{recipe}.yaml").is_file():
         rest.append(f"experiment={recipe}")
-    if numbers:  # settled by `spread`; what is composed must be possible by itself
-        rest += ["parallel.devices=1", "parallel.nodes=1"]
-    return config_from_overrides([*rest, "plan=true"], CONFIGS), [int(n) for n in numbers]
+    gpus = [int(n) for n in numbers]
+    rest += [f"{key}={value}" for key, value in places(gpus[0]).items()] if gpus else []
+    return config_from_overrides([*rest, "plan=true"], CONFIGS), gpus
 
 
 if __name__ == "__main__":

@@ -31,16 +31,19 @@ class Point:
 
 
 def spread(config: Config, gpus: int, grow: bool = False) -> Config:
-    """The config on so many GPUs, 8 on a node. grow: whether a batch too small for them grows with them.
+    """The config on so many GPUs. grow: whether a batch too small for them grows with them.
 
     Raises ConfigError where they do not go together.
     """
+    rows = max(config.global_rows, gpus * config.micro_rows) if grow else config.global_rows
+    return changed(config, {**places(gpus), "global_rows": rows})
+
+
+def places(gpus: int) -> dict[str, int]:
+    """The settings that say so many GPUs, 8 on a node. Raises ConfigError where nodes would not be full."""
     if gpus < 1 or (gpus > GPUS_A_NODE and gpus % GPUS_A_NODE):
         raise ConfigError([f"gpus={gpus} must be one node's, 1 to {GPUS_A_NODE}, or a multiple of {GPUS_A_NODE}"])
-    rows = max(config.global_rows, gpus * config.micro_rows) if grow else config.global_rows
-    return changed(config, {
-        "parallel.devices": min(GPUS_A_NODE, gpus), "parallel.nodes": max(1, gpus // GPUS_A_NODE), "global_rows": rows,
-    })  # fmt: skip
+    return {"parallel.devices": min(GPUS_A_NODE, gpus), "parallel.nodes": max(1, gpus // GPUS_A_NODE)}
 
 
 def scaling(config: Config, gpus: Iterable[int]) -> list[Point]:
