@@ -240,7 +240,9 @@ class ScheduleConfig:
     max_steps: int = 400_000
     warmup_steps: int = 6_000
     decay_steps: int = 10_500
-    """Linear decay to zero over the last steps."""
+    """Decay to zero over the last steps."""
+    decay_shape: str = "linear"
+    """linear | sqrt (1 - sqrt of the share that is done) | cosine."""
 
 
 @dataclass

@@ -110,6 +110,7 @@ def _type_name(kind: Any) -> str:
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "schedule.decay_shape": ("linear", "sqrt", "cosine"),
     "optimizer.normuon.lr_rule": ("spectral", "unit_scaled", "original", "match_rms_adamw"),
     "optimizer.normuon.orthogonalize_dtype": ("auto", "bf16", "fp32"),
     "optimizer.normuon.split": ("none", "fused", "heads"),

@@ -35,6 +35,13 @@ LR_RULES: dict[str, Callable[[int, int], float]] = {
 
 SPLITS = ("none", "fused", "heads")
 
+DECAY_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "sqrt": lambda left: 1 - math.sqrt(1 - left),  # arXiv 2405.18392
+    "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+}
+"""Factor on every learning rate while it decays, of the share of the decay that is left."""
+
 STACK = r"layers\.(\d+)\."
 RULES = (
     (STACK + r"(attn\.(in_proj|out_proj)|mlp\.(up|down))\.weight", "stack matrix"),
@@ -201,12 +208,12 @@ NOT_OF_GROUPS = ("split", "lr_rule", "momentum_start", "momentum_warmup_steps", 
 def wsd(step: int, config: ScheduleConfig) -> float:
     """Warm-up, stable, decay: the factor on every learning rate for the update made at 0-based `step`.
 
-    Rises linearly to 1 at the last warm-up step, falls linearly over the last decay_steps to 1/decay_steps at the
-    last step, and is 0 after it.
+    Rises linearly to 1 at the last warm-up step, falls over the last decay_steps by decay_shape, and is 0 after the
+    last step.
     """
     rise = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
-    fall = (config.max_steps - step) / config.decay_steps if config.decay_steps else 1.0
-    return max(0.0, min(1.0, rise, fall))
+    left = (config.max_steps - step) / config.decay_steps if config.decay_steps else 1.0
+    return min(1.0, rise, DECAY_SHAPES[config.decay_shape](min(1.0, max(0.0, left))))
 
 
 def warm_momentum(step: int, config: NorMuonConfig) -> float:

@@ -1,0 +1,164 @@
+"""What a round of a search has found, as one page: finals, importances, slices, parallel coordinates, all trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import optuna
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial, TrialState
+
+from toto_train.evaluation.page import write_page
+from toto_train.evaluation.plots import ACCENT, GRID, MUTED, SECOND, STYLE, svg
+from toto_train.search import BASE, Final, Search, winner
+
+LEAST = 8
+"""Complete trials from which importances say anything."""
+
+
+def write_report(search: Search, path: Path) -> Path:
+    """The page as things stand; a round that is under way has one too."""
+    study = search.study()
+    trials = study.get_trials(deepcopy=False)
+    done = [t for t in search.finished() if t.params]
+    finals = search.finals()
+    sections = [_summary(search, trials, finals), _finals(finals)]
+    if done:
+        sections.append(f"<section><h2>Every setting alone</h2>{_slices(done)}</section>")
+        sections.append(f"<section><h2>All settings together</h2>{_parallel(done)}</section>")
+    if len(done) >= LEAST:
+        sections.append(f"<section><h2>Importance</h2>{_importances(study)}</section>")
+    sections.append(_table(trials))
+    return write_page(path, f"search: {search.round.name}", sections)
+
+
+def _summary(search: Search, trials: Sequence[FrozenTrial], finals: Sequence[Final]) -> str:
+    counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
+    said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
+    won = winner(list(finals))
+    verdict = "The finals are not complete." if won is None else _verdict(won, finals)
+    return (
+        f"<section><p>{said} of {search.trials} trials by {search.sampler}, then {search.seeds} seeds of the best "
+        f"{search.finalists} and of the settings as they were. Score: geometric mean of MASE and MWQL over Seasonal "
+        f"Naive's on the validation tasks; lower is better.</p><p>{verdict}</p></section>"
+    )
+
+
+def _verdict(won: Final, finals: Sequence[Final]) -> str:
+    base = next(f for f in finals if f.name == BASE)
+    if won is base:
+        return "No choice is better than the settings as they were by two standard errors; they stay."
+    gain, error = won.gain(base)
+    return f"{escape(won.name)} wins: {gain:.4f} lower than the settings as they were, standard error {error:.4f}."
+
+
+def _finals(finals: Sequence[Final]) -> str:
+    if not finals:
+        return ""
+    base = next((f for f in finals if f.name == BASE), None)
+    rows = []
+    for f in finals:
+        gain, error = f.gain(base) if base is not None and base is not f else (math.nan, math.nan)
+        known = f"{gain:+.4f} ± {error:.4f}" if math.isfinite(gain) else ""
+        scores = ", ".join(f"{s:.4f}" for s in f.scores)
+        settings = escape(_text(f.values)) or "as they were"
+        rows.append(
+            f"<tr><td>{f.name}</td><td>{f.mean:.4f}</td><td>{known}</td><td>{scores}</td><td>{settings}</td></tr>"
+        )
+    head = "<tr><th>choice</th><th>mean</th><th>lower than base ± se</th><th>by seed</th><th>settings</th></tr>"
+    return f"<section><h2>Finals</h2><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></section>"
+
+
+def _table(trials: Sequence[FrozenTrial]) -> str:
+    rows = []
+    for t in sorted(trials, key=lambda t: (t.value is None, t.value or 0.0, t.number)):
+        score = f"{t.value:.4f}" if t.value is not None else escape(t.user_attrs.get("why", ""))
+        settings = escape(_text(t.user_attrs.get("values", {})))
+        rows.append(f"<tr><td>{t.number}</td><td>{t.state.name.lower()}</td><td>{score}</td><td>{settings}</td></tr>")
+    head = "<tr><th>trial</th><th>state</th><th>score</th><th>settings</th></tr>"
+    return f"<section><h2>Trials</h2><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></section>"
+
+
+def _slices(done: Sequence[FrozenTrial]) -> str:
+    """Score against each setting, all other settings being what they were."""
+    keys = list(dict.fromkeys(key for t in done for key in t.params))
+    columns = min(3, len(keys))
+    rows = -(-len(keys) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.9 * columns, 2.6 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, key in zip(panels, keys, strict=False):
+            of = [t for t in done if key in t.params]
+            places, ticks = _places([t.params[key] for t in of], of[0].distributions[key])
+            axes.scatter(places, [t.value for t in of], s=14, color=ACCENT, alpha=0.75, linewidth=0)
+            best = int(np.argmin([float(t.value or 0.0) for t in of]))
+            axes.plot(places[best], of[best].value, "o", markersize=8, markerfacecolor="none", markeredgecolor=SECOND)
+            axes.set_title(key, loc="left", fontsize=9)
+            _mark(axes, ticks)
+        for axes in panels[len(keys) :]:
+            axes.axis("off")
+        return svg(figure, "slices", "score against each setting")
+
+
+def _parallel(done: Sequence[FrozenTrial]) -> str:
+    """A line a trial over all settings; the best fifth stands out."""
+    keys = list(dict.fromkeys(key for t in done for key in t.params))
+    of = [t for t in done if all(key in t.params for key in keys)]
+    ranked = sorted(of, key=lambda t: -float(t.value or 0.0))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11.7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        heights = []
+        for key in keys:
+            places, ticks = _places([t.params[key] for t in ranked], ranked[0].distributions[key])
+            low, high = (ticks[0][0], ticks[-1][0]) if ticks else (min(places), max(places))
+            heights.append((np.array(places) - low) / ((high - low) or 1.0))
+        for k in range(len(ranked)):
+            best = k >= len(ranked) - max(1, len(ranked) // 5)
+            line: dict[str, Any] = (
+                {"color": ACCENT, "alpha": 0.9, "linewidth": 1.4} if best else {"color": MUTED, "alpha": 0.25}
+            )
+            axes.plot(range(len(keys)), [h[k] for h in heights], **line)
+        axes.set_xticks(range(len(keys)), [key.replace(".", ".\n") for key in keys], fontsize=8)
+        axes.set_yticks([])
+        axes.vlines(range(len(keys)), 0, 1, color=GRID, linewidth=0.8)
+        return svg(figure, "parallel", "settings of all trials")
+
+
+def _importances(study: optuna.Study) -> str:
+    """Share of each setting in what tells the best trials from the rest (PED-ANOVA, arXiv 2304.10255)."""
+    found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.8, 0.4 + 0.32 * len(found)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(list(found)[::-1], list(found.values())[::-1], color=ACCENT, height=0.6)
+        axes.grid(False)
+        return svg(figure, "importances", "importance of each setting")
+
+
+def _places(values: Sequence[Any], distribution: Any) -> tuple[list[float], list[tuple[float, str]]]:
+    """(where values stand on an axis, ticks)."""
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        choices = list(distribution.choices)
+        return [float(choices.index(v)) for v in values], [(float(i), str(c)) for i, c in enumerate(choices)]
+    low, high = float(distribution.low), float(distribution.high)
+    if distribution.log:
+        middle = math.sqrt(low * high)
+        return [math.log10(v) for v in values], [(math.log10(v), f"{v:.2g}") for v in (low, middle, high)]
+    return [float(v) for v in values], [(v, f"{v:.3g}") for v in (low, (low + high) / 2, high)]
+
+
+def _mark(axes: Axes, ticks: Sequence[tuple[float, str]]) -> None:
+    axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=8)
+    axes.margins(x=0.08, y=0.1)
+
+
+def _text(values: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())
