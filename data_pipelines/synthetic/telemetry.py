@@ -35,9 +35,14 @@ class Hosts:
     interval: np.ndarray
 
 
+def widths(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Hosts or metrics of each group, int [count]."""
+    return rng.choice(list(GROUP_SIZES), size=count, p=list(GROUP_SIZES.values()))
+
+
 def generate(rng: np.random.Generator, length: int, count: int) -> Chunk:
+    sizes = widths(rng, count)
     load = telemetry_load.generate(rng, length, count)
-    sizes = rng.choice(list(GROUP_SIZES), size=count, p=list(GROUP_SIZES.values()))
     group = np.repeat(np.arange(count), sizes)
     kinds = rng.choice(len(METRICS), size=len(group), p=[m.weight for m in METRICS])
     first = np.cumsum(sizes) - sizes

@@ -73,6 +73,14 @@ def test_another_process_makes_the_same_bytes_in_another_order() -> None:
     assert done.stdout.split() == here[::-1]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_widths_are_known_without_the_series(family: str) -> None:
+    for number in (0, 5):
+        told = prior.widths(family, 9, number)
+        made = [prior.generate(family, 9, number * CHUNK + row, 64).variates for row in range(CHUNK)]
+        assert told.tolist() == made
+
+
 def test_the_caller_may_write_to_a_series() -> None:
     first = prior.generate("sawtooth", 1, 0, LENGTH)
     first.values[:] = 0
