@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.synthetic import telemetry_load
+from data_pipelines.synthetic import telemetry_measured as measured
 from data_pipelines.synthetic import telemetry_metrics as metrics
 from data_pipelines.synthetic import telemetry_own as own
 from data_pipelines.synthetic.chunk import Chunk
@@ -41,8 +42,11 @@ def generate(rng: np.random.Generator, length: int, count: int) -> Chunk:
     for number, metric in enumerate(METRICS):
         rows = np.flatnonzero(kinds == number)
         if len(rows):
-            values[rows] = own.tails(rng, metric.observe(rng, _hosts(rng, load, group[rows])))
-    _lose_scrapes(rng, values, group)
+            values[rows] = metric.observe(rng, _hosts(rng, load, group[rows]))
+    measured.smooth(rng, values)
+    measured.spoil(rng, values)
+    measured.quantise(rng, values)
+    measured.lose(rng, values, group)
     names = [f"{METRICS[kind].name}_{row - first[g]}" for row, (kind, g) in enumerate(zip(kinds, group, strict=True))]
     spans = [slice(begin, begin + size) for begin, size in zip(first, sizes, strict=True)]
     return Chunk([values[s] for s in spans], load.intervals, load.starts, [tuple(names[s]) for s in spans])
@@ -88,35 +92,17 @@ class Metric:
 
 
 METRICS = (
-    Metric("utilisation", 0.18, metrics.utilisation),
+    Metric("utilisation", 0.20, metrics.utilisation),
     Metric("requests", 0.18, metrics.request_rate),
     Metric("bytes", 0.12, metrics.counter_rate),
     Metric("latency", 0.10, metrics.latency),
     Metric("memory", 0.07, metrics.memory),
     Metric("errors", 0.05, metrics.errors),
     Metric("replicas", 0.03, metrics.replica_count),
-    Metric("bursts", 0.09, own.bursts),
+    Metric("bursts", 0.08, own.bursts),
     Metric("cycles", 0.04, own.cycles),
     Metric("gauge", 0.05, own.gauge),
-    Metric("events", 0.05, own.events),
+    Metric("events", 0.04, own.events),
     Metric("counter", 0.02, own.counter),
     Metric("availability", 0.02, own.availability),
 )
-
-
-def _lose_scrapes(rng: np.random.Generator, values: np.ndarray, group: np.ndarray) -> None:
-    """Set NaN in place: outages of a group's collector (1 in 4), of one host (1 in 8), single misses (1 in 5 hosts).
-
-    An outage lasts at most 1/16 of the window and there are at most 4 of a kind, so half of a series stays observed.
-    """
-    rows, length = values.shape
-    for owner, p in ((group, 0.25), (np.arange(rows), 0.125)):
-        lengths = log_uniform(rng, 2, max(3, length / 16), 4 * (owner[-1] + 1))[:, 0].astype(np.int64)
-        number = np.where(rng.random(owner[-1] + 1) < p, np.minimum(1 + rng.poisson(1, owner[-1] + 1), 4), 0)
-        begins = rng.integers(0, length, len(lengths))
-        for o in np.flatnonzero(number):
-            for outage in range(4 * o, 4 * o + number[o]):
-                values[owner == o, begins[outage] : begins[outage] + lengths[outage]] = np.nan
-    share = np.where(rng.random(rows) < 0.2, np.exp(rng.uniform(np.log(1e-4), np.log(0.02), rows)), 0)
-    row = np.repeat(np.arange(rows), rng.binomial(length, share))
-    values[row, rng.integers(0, length, len(row))] = np.nan

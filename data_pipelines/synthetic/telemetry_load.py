@@ -14,7 +14,7 @@ from data_pipelines.synthetic.draws import autoregression, chance, log_uniform, 
 
 DAY = 86_400
 # Scrape interval in seconds -> probability: daily periods of 86400, 8640, 1440, 288, 144, 96, 48, 24 steps.
-INTERVALS = {1: 0.06, 10: 0.10, 60: 0.30, 300: 0.30, 600: 0.06, 900: 0.05, 1800: 0.03, 3600: 0.10}
+INTERVALS = {1: 0.06, 10: 0.10, 60: 0.32, 300: 0.32, 600: 0.06, 900: 0.04, 1800: 0.02, 3600: 0.08}
 _FIRST, _LAST = 1_420_070_400, 1_767_225_600  # starts between 2015 and 2026, seconds since 1970
 _BINS = 288  # points of a daily profile
 JOB_PERIODS = (30, 60, 300, 900, 3600, 6 * 3600, DAY)
@@ -138,7 +138,7 @@ def _daily_profiles(rng: np.random.Generator, count: int) -> np.ndarray:
     profile = np.select([kind < 0.5, kind < 0.75, kind < 0.9], [smooth, office - lunch * office, peaks], nightly)
     low, high = profile.min(axis=1, keepdims=True), profile.max(axis=1, keepdims=True)
     # Below 1 the exponent makes a broad day and a short night, above 1 a peak.
-    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.35, 1.5, count)
+    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.25, 1.2, count)
     turned = (np.arange(_BINS) + profile.argmin(axis=1)[:, None]) % _BINS
     return np.take_along_axis(profile, turned, axis=1).astype(np.float32)
 

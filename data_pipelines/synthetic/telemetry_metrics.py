@@ -57,7 +57,7 @@ def utilisation(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     peak = hosts.demand.max(axis=1, keepdims=True)
     wanted = uniform(rng, 1, 15, n) + hosts.demand / peak * uniform(rng, 15, 140, n)
     wanted += uniform(rng, -20, 60, n) * hosts.incident
-    used = np.clip(level_noise(rng, wanted.astype(np.float32), 0.002, 0.12), 0, 100)
+    used = np.clip(level_noise(rng, wanted.astype(np.float32), 0.001, 0.1), 0, 100)
     used = round_some(rng, used, 0.4, (0.1, 1.0))
     return used * np.where(chance(rng, 0.3, n), np.float32(0.01), np.float32(1))
 
@@ -76,7 +76,7 @@ def request_rate(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     per_second = log_uniform(rng, 0.02, 2e4, n)
     # Below some events per interval a series is nothing but zeros; a scrape every 10 s has to see something.
     per_second = np.maximum(per_second, log_uniform(rng, 0.3, 30, n) / hosts.interval)
-    mean = np.maximum(0, level_noise(rng, hosts.demand, 0.002, 0.15)) * (per_second * hosts.interval).astype(np.float32)
+    mean = np.maximum(0, level_noise(rng, hosts.demand, 0.001, 0.12)) * (per_second * hosts.interval).astype(np.float32)
     rate = counted(rng, mean) / hosts.interval.astype(np.float32)
     # Batch consumers work in shifts and are silent in between.
     idle = chance(rng, 0.1, n) & (autoregression(rng, log_uniform(rng, 5, 300, n), hosts.demand.shape[1]) > 0.4)

@@ -115,17 +115,3 @@ def availability(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     kept = np.clip(100 - lost + uniform(rng, 0, 1, n) * np.median(lost, axis=1, keepdims=True), 0, 100)
     share = np.where(chance(rng, 0.4, n), np.float32(0.01), np.float32(1))
     return round_some(rng, kept.astype(np.float32), 0.3, (0.01, 0.1, 1.0)) * share
-
-
-def tails(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """Single bad samples in 3 of 10 rows: Pareto spikes above, or a drop towards 0, at 1 in 1000 steps or fewer."""
-    n, length = values.shape
-    rows = np.flatnonzero(rng.random(n) < 0.3)
-    rates = log_uniform(rng, 0.5 / length, 1e-2, len(rows))[:, 0]
-    for row, number, down in zip(rows, rng.poisson(rates * length), rng.random(len(rows)) < 0.3, strict=True):
-        at = rng.integers(0, length, number)
-        if down:
-            values[row, at] *= rng.choice((0.0, 0.5), number, p=(0.7, 0.3)).astype(np.float32)
-        else:
-            values[row, at] *= (1 + 0.3 * rng.pareto(1.5, number).clip(0, 100)).astype(np.float32)
-    return values
