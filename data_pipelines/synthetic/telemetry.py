@@ -99,10 +99,10 @@ METRICS = (
     Metric("memory", 0.07, metrics.memory),
     Metric("errors", 0.05, metrics.errors),
     Metric("replicas", 0.03, metrics.replica_count),
-    Metric("bursts", 0.08, own.bursts),
+    Metric("bursts", 0.09, own.bursts),
     Metric("cycles", 0.04, own.cycles),
     Metric("gauge", 0.05, own.gauge),
     Metric("events", 0.04, own.events),
-    Metric("counter", 0.02, own.counter),
+    Metric("counter", 0.01, own.counter),
     Metric("availability", 0.02, own.availability),
 )

@@ -112,7 +112,7 @@ def _seasons(rng: np.random.Generator, clock: np.ndarray) -> np.ndarray:
     day = clock // DAY
     factor = np.take_along_axis(_day_factors(rng, day), day - day[:, :1], axis=1)
     # The share of the load that never sleeps; 1 in 12 groups has no rhythm at all.
-    steady = np.where(chance(rng, 1 / 12, count), 1, uniform(rng, 0.02, 0.5, count)).astype(np.float32)
+    steady = np.where(chance(rng, 1 / 12, count), 1, uniform(rng, 0, 0.45, count)).astype(np.float32)
     return steady + (1 - steady) * factor * daily
 
 
@@ -138,7 +138,7 @@ def _daily_profiles(rng: np.random.Generator, count: int) -> np.ndarray:
     profile = np.select([kind < 0.5, kind < 0.75, kind < 0.9], [smooth, office - lunch * office, peaks], nightly)
     low, high = profile.min(axis=1, keepdims=True), profile.max(axis=1, keepdims=True)
     # Below 1 the exponent makes a broad day and a short night, above 1 a peak.
-    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.25, 1.2, count)
+    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.2, 1.1, count)
     turned = (np.arange(_BINS) + profile.argmin(axis=1)[:, None]) % _BINS
     return np.take_along_axis(profile, turned, axis=1).astype(np.float32)
 

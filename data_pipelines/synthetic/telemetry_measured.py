@@ -12,8 +12,8 @@ from data_pipelines.synthetic.draws import chance, log_uniform
 
 
 def smooth(rng: np.random.Generator, values: np.ndarray) -> None:
-    """Mean over the last 2 to 10 steps in 1 of 5 rows: rates are often taken over windows longer than a scrape."""
-    for row in np.flatnonzero(rng.random(len(values)) < 0.2):
+    """Mean over the last 2 to 10 steps in 1 of 8 rows: rates are often taken over windows longer than a scrape."""
+    for row in np.flatnonzero(rng.random(len(values)) < 1 / 8):
         window = int(rng.integers(2, 11))
         values[row] = uniform_filter1d(values[row], window, origin=(window - 1) // 2, mode="nearest")
 
@@ -30,11 +30,11 @@ def spoil(rng: np.random.Generator, values: np.ndarray) -> None:
 
 
 def quantise(rng: np.random.Generator, values: np.ndarray) -> None:
-    """Round 6 of 10 rows to a power of ten that is about .0003 to .3 of their standard deviation."""
+    """Round half of the rows to a power of ten that is about .0001 to .1 of their standard deviation."""
     deviation = values.std(axis=1, keepdims=True, dtype=np.float64)
-    fine = deviation * log_uniform(rng, 3e-4, 0.3, len(values))
+    fine = deviation * log_uniform(rng, 1e-4, 0.1, len(values))
     unit = 10 ** np.round(np.log10(np.maximum(fine, 1e-30)))
-    rows = np.flatnonzero(chance(rng, 0.6, len(values)) & (deviation > 0))
+    rows = np.flatnonzero(chance(rng, 0.5, len(values)) & (deviation > 0))
     unit = unit[rows].astype(np.float32)
     values[rows] = np.round(values[rows] / unit) * unit
 

@@ -55,9 +55,9 @@ def utilisation(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     """Percent or share of a capacity; peaks beyond the capacity are cut off."""
     n = len(hosts.demand)
     peak = hosts.demand.max(axis=1, keepdims=True)
-    wanted = uniform(rng, 1, 15, n) + hosts.demand / peak * uniform(rng, 15, 140, n)
+    wanted = uniform(rng, 0, 10, n) + hosts.demand / peak * uniform(rng, 15, 115, n)
     wanted += uniform(rng, -20, 60, n) * hosts.incident
-    used = np.clip(level_noise(rng, wanted.astype(np.float32), 0.001, 0.1), 0, 100)
+    used = np.clip(level_noise(rng, wanted.astype(np.float32), 0.003, 0.12), 0, 100)
     used = round_some(rng, used, 0.4, (0.1, 1.0))
     return used * np.where(chance(rng, 0.3, n), np.float32(0.01), np.float32(1))
 
@@ -76,7 +76,7 @@ def request_rate(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     per_second = log_uniform(rng, 0.02, 2e4, n)
     # Below some events per interval a series is nothing but zeros; a scrape every 10 s has to see something.
     per_second = np.maximum(per_second, log_uniform(rng, 0.3, 30, n) / hosts.interval)
-    mean = np.maximum(0, level_noise(rng, hosts.demand, 0.001, 0.12)) * (per_second * hosts.interval).astype(np.float32)
+    mean = np.maximum(0, level_noise(rng, hosts.demand, 0.004, 0.15)) * (per_second * hosts.interval).astype(np.float32)
     rate = counted(rng, mean) / hosts.interval.astype(np.float32)
     # Batch consumers work in shifts and are silent in between.
     idle = chance(rng, 0.1, n) & (autoregression(rng, log_uniform(rng, 5, 300, n), hosts.demand.shape[1]) > 0.4)
@@ -115,7 +115,7 @@ def memory(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     collection = chance(rng, 0.3, n) * uniform(rng, 0.02, 0.3, n) * np.mod(steps / uniform(rng, 6, 200, n), 1)
     share = log_uniform(rng, 0.02, 1, n).astype(np.float32)
     used = (1 + leak + collection).astype(np.float32) + share * hosts.demand
-    used += log_uniform(rng, 1e-4, 2e-2, n).astype(np.float32) * white(rng, n, length)
+    used += log_uniform(rng, 2e-4, 4e-2, n).astype(np.float32) * white(rng, n, length)
     limit = np.where(chance(rng, 0.25, n), np.quantile(used, 0.9, axis=1, keepdims=True), np.inf).astype(np.float32)
     return np.minimum(used, limit) * log_uniform(rng, 1e6, 1e11, n).astype(np.float32)
 

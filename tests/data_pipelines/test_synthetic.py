@@ -271,7 +271,7 @@ def test_kernel_paths_have_the_variance_of_their_kernel(monomial: tuple[int, ...
 
 def test_telemetry_has_daily_rhythm() -> None:
     """Most request and utilisation series resemble themselves a day later more than half a day later."""
-    chunk = telemetry.generate(np.random.default_rng(5), 2048, 192)
+    chunk = telemetry.generate(np.random.default_rng(5), 2048, 512)
     closer = 0
     seen = 0
     for values, interval, names in zip(chunk.values, chunk.intervals, chunk.variate_names, strict=True):
