@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.series import Series
 from data_pipelines.synthetic import (
     anomaly,
+    coupled,
     forecast_pfn,
     frequency,
     kernel,
@@ -63,6 +64,19 @@ FAMILIES: dict[str, Family] = {
     "anomaly": Family(_labelled(anomaly.generate), 1.0),
     "spike": Family(_labelled(spike.generate), 1.0),
 }
+# What couplers couple, by share. Written out, so that a new family does not change the series of every coupler.
+COUPLED = {
+    "telemetry": 3.0,
+    "kernel": 2.0,
+    "forecast_pfn": 1.0,
+    "sinewave": 1.0,
+    "sawtooth": 0.5,
+    "step": 1.0,
+    "anomaly": 0.25,
+    "spike": 0.5,
+}
+_BASES = {name: (FAMILIES[name].generate_chunk, share) for name, share in COUPLED.items()}
+FAMILIES |= {name: Family(coupled.generator(name, _BASES), 0.5, coupled.widths) for name in coupled.COUPLERS}
 DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
 
 # The last chunk of each family: neighbours in index cost nothing, and memory stays at one chunk a family.
