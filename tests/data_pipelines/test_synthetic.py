@@ -71,7 +71,7 @@ def test_another_process_makes_the_same_bytes_in_another_order() -> None:
     here = [
         hashlib.sha256(prior.generate(f, 5, i, PURITY_LENGTH).values.tobytes()).hexdigest()
         for f in FAMILIES
-        for i in (2, 70)
+        for i in (66, 70)
     ]
     assert done.stdout.split() == here[::-1]
 
