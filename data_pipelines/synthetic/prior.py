@@ -12,13 +12,18 @@ from data_pipelines.series import Series
 from data_pipelines.synthetic import (
     anomaly,
     forecast_pfn,
+    fractal,
     frequency,
     kernel,
+    ou,
+    rhythm,
     sawtooth,
     sinewave,
     spike,
     step,
     telemetry,
+    topology,
+    volatility,
 )
 from data_pipelines.synthetic.chunk import CHUNK, Chunk, keyed_generator
 
@@ -62,6 +67,11 @@ FAMILIES: dict[str, Family] = {
     "step": Family(_labelled(step.generate), 1.0),
     "anomaly": Family(_labelled(anomaly.generate), 1.0),
     "spike": Family(_labelled(spike.generate), 1.0),
+    "ou": Family(_labelled(ou.generate), 3.0),
+    "volatility": Family(_labelled(volatility.generate), 0.1),
+    "fractal": Family(_labelled(fractal.generate), 0.1),
+    "rhythm": Family(_labelled(rhythm.generate), 0.5),
+    "topology": Family(_labelled(topology.generate), 0.5),
 }
 DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
 
