@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.series import Series
 from data_pipelines.synthetic import (
     anomaly,
+    augmented,
     forecast_pfn,
     fractal,
     frequency,
@@ -23,6 +24,7 @@ from data_pipelines.synthetic import (
     step,
     telemetry,
     topology,
+    tsmixup,
     volatility,
 )
 from data_pipelines.synthetic.chunk import CHUNK, Chunk, keyed_generator
@@ -58,6 +60,15 @@ def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Cal
     return generate_chunk
 
 
+def _derived(law: Callable[..., Chunk]) -> Callable[..., Chunk]:
+    """A law whose raw material are series of other families."""
+
+    def generate_chunk(rng: np.random.Generator, length: int, count: int) -> Chunk:
+        return law(rng, length, count, {name: family.generate_chunk for name, family in FAMILIES.items()})
+
+    return generate_chunk
+
+
 FAMILIES: dict[str, Family] = {
     "telemetry": Family(telemetry.generate, 4.0, telemetry.widths),
     "forecast_pfn": Family(forecast_pfn.generate, 1.0),
@@ -72,6 +83,9 @@ FAMILIES: dict[str, Family] = {
     "fractal": Family(_labelled(fractal.generate), 0.1),
     "rhythm": Family(_labelled(rhythm.generate), 0.5),
     "topology": Family(_labelled(topology.generate), 0.5),
+    "tsmixup": Family(_derived(tsmixup.generate), 1.0),
+    "augmented": Family(_derived(augmented.per_sample), 2.0),
+    "augmented_batch": Family(_derived(augmented.batch), 2.0),
 }
 DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
 
