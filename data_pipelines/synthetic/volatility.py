@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import lfilter
 
 from data_pipelines.synthetic.audio import brown, clock, envelope, peak_normalised, rising, since_tick
-from data_pipelines.synthetic.draws import chance, sine, uniform
+from data_pipelines.synthetic.draws import chance, leaky_sums, sine, uniform
 
 RATE = 256.0  # Hz
 WARM_UP = 512  # steps in which the envelope follower forgets where it began
@@ -32,6 +31,5 @@ def follower(seconds: np.ndarray, carrier: np.ndarray, cutoff: np.ndarray) -> np
     before = seconds[:, :1] - np.arange(WARM_UP, 0, -1) / RATE
     rectified = np.abs(sine(np.concatenate([before, seconds], axis=1) * carrier))
     keep = np.exp(-2 * np.pi * cutoff[:, 0] / RATE).astype(np.float32)
-    for row, a in zip(rectified, keep, strict=True):
-        row[:] = lfilter(np.array([1 - a]), np.array([1, -a]), row)
-    return rectified[:, WARM_UP:]
+    leaky_sums(rectified, keep)
+    return (1 - keep[:, None]) * rectified[:, WARM_UP:]
