@@ -250,7 +250,7 @@ def test_leaky_sums_are_a_filter() -> None:
 
 @pytest.mark.parametrize("family", AUDIO)
 def test_sounds_are_as_loud_at_the_start_as_later(family: str) -> None:
-    """Paired test over 512 series: 8 % less would be found; the published fade-in makes the first steps a 20th as loud."""
+    """Paired test over 512 series: 8 % less would be found; the published fade-in begins at a 20th of it."""
     values = np.abs(np.concatenate(prior.FAMILIES[family].generate_chunk(np.random.default_rng(8), 1024, 512).values))
     assert values.max(axis=1) == pytest.approx(1, abs=1e-6)
     start, later = values[:, :64].mean(axis=1), values[:, 480:544].mean(axis=1)
