@@ -28,6 +28,7 @@ WEIGHTS = {
     "rhythm": 1.0,
     "topology": 0.5,
 }
+WIDTHS = {"cauker": 6}  # variates, so that no more is made than used
 SCALERS = ("none", "robust", "minmax", "median", "mean")
 LEAST_RANGE = 1e-3  # of a robustly scaled series between its quartiles
 FURTHEST = 50.0  # of a robustly scaled value
@@ -63,7 +64,7 @@ class Pool:
 def draw(rng: np.random.Generator, length: int, count: int, laws: Laws) -> Pool:
     """`count` univariate series of those families of WEIGHTS that `laws` has, each of a family drawn by weight.
 
-    Of a series of several variates one is taken, each as likely.
+    Of a family of several variates every variate is a series.
     """
     names = [name for name in WEIGHTS if name in laws]
     shares = np.array([WEIGHTS[name] for name in names])
@@ -72,12 +73,12 @@ def draw(rng: np.random.Generator, length: int, count: int, laws: Laws) -> Pool:
     intervals, starts = np.empty(count), np.empty(count, "datetime64[s]")
     for number, name in enumerate(names):
         rows = np.flatnonzero(family == number)
-        if not len(rows):
-            continue
-        chunk = laws[name](rng, length, len(rows))
-        intervals[rows], starts[rows] = chunk.intervals, chunk.starts
-        for row, series in zip(rows, chunk.values, strict=True):
-            values[row] = series[rng.integers(len(series))]
+        while len(rows):
+            chunk = laws[name](rng, length, -(-len(rows) // WIDTHS.get(name, 1)))
+            owner = np.repeat(np.arange(len(chunk.values)), [len(v) for v in chunk.values])[: len(rows)]
+            now, rows = rows[: len(owner)], rows[len(owner) :]
+            values[now] = np.concatenate(list(chunk.values))[: len(now)]
+            intervals[now], starts[now] = chunk.intervals[owner], chunk.starts[owner]
     return Pool(values, intervals, starts)
 
 

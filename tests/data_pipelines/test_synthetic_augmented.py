@@ -65,13 +65,24 @@ def test_a_pool_draws_families_by_weight() -> None:
     assert (few.values == 1).all()
 
 
-def test_of_several_variates_a_pool_takes_one() -> None:
-    def law(_: np.random.Generator, length: int, count: int) -> Chunk:
-        variates = [np.arange(6, dtype=np.float32)[:, None] + np.zeros(length, np.float32)] * count
-        return Chunk(variates, np.ones(count), np.full(count, np.datetime64("2000-01-01", "s")))
+@pytest.mark.parametrize("width", [1, 4, 6])
+def test_every_variate_is_a_series(width: int) -> None:
+    """Whether as wide as said (6) or not, and with the label of its series."""
+    asked = []
 
-    seen = Counter(sources.draw(rng(), 2, 600, {"cauker": law}).values[:, 0].astype(int).tolist())
-    assert fits([seen[k] for k in range(6)], np.ones(6))
+    def law(_: np.random.Generator, length: int, count: int) -> Chunk:
+        asked.append(count)
+        first = sum(asked) - count
+        values = [
+            np.full((width, length), first + k, np.float32) + np.arange(width)[:, None] / 10 for k in range(count)
+        ]
+        label = np.arange(first, first + count, dtype=float)
+        return Chunk(values, label, np.full(count, np.datetime64("2000-01-01", "s")))
+
+    pool = sources.draw(rng(), 2, 50, {"cauker": law})
+    assert pool.values[:, 0] == pytest.approx([k // width + k % width / 10 for k in range(50)])
+    assert pool.intervals.tolist() == [k // width for k in range(50)]
+    assert sum(asked) < 50 / width + len(asked)
 
 
 def test_scalers() -> None:
