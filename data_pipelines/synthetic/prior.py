@@ -11,15 +11,22 @@ import numpy as np
 from data_pipelines.series import Series
 from data_pipelines.synthetic import (
     anomaly,
+    augmented,
     coupled,
     forecast_pfn,
+    fractal,
     frequency,
     kernel,
+    ou,
+    rhythm,
     sawtooth,
     sinewave,
     spike,
     step,
     telemetry,
+    topology,
+    tsmixup,
+    volatility,
 )
 from data_pipelines.synthetic.chunk import CHUNK, Chunk, keyed_generator
 
@@ -58,6 +65,15 @@ def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Cal
     return generate_chunk
 
 
+def _derived(law: Callable[..., Chunk]) -> Callable[..., Chunk]:
+    """A law whose raw material are series of other families."""
+
+    def generate_chunk(rng: np.random.Generator, length: int, count: int) -> Chunk:
+        return law(rng, length, count, {name: family.generate_chunk for name, family in FAMILIES.items()})
+
+    return generate_chunk
+
+
 FAMILIES: dict[str, Family] = {
     "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.987),
     "forecast_pfn": Family(forecast_pfn.generate, 1.0),
@@ -67,6 +83,14 @@ FAMILIES: dict[str, Family] = {
     "step": Family(_labelled(step.generate), 1.0),
     "anomaly": Family(_labelled(anomaly.generate), 1.0),
     "spike": Family(_labelled(spike.generate), 1.0),
+    "ou": Family(_labelled(ou.generate), 3.0),
+    "volatility": Family(_labelled(volatility.generate), 0.1),
+    "fractal": Family(_labelled(fractal.generate), 0.1),
+    "rhythm": Family(_labelled(rhythm.generate), 0.5),
+    "topology": Family(_labelled(topology.generate), 0.5),
+    "tsmixup": Family(_derived(tsmixup.generate), 1.0),
+    "augmented": Family(_derived(augmented.per_sample), 2.0),
+    "augmented_batch": Family(_derived(augmented.batch), 2.0),
 }
 # What couplers couple, by share. Written out, so that a new family does not change the series of every coupler.
 COUPLED = {
