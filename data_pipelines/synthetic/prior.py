@@ -12,10 +12,12 @@ from data_pipelines.series import Series
 from data_pipelines.synthetic import (
     anomaly,
     augmented,
+    cauker,
     coupled,
     forecast_pfn,
     fractal,
     frequency,
+    gp,
     kernel,
     ou,
     rhythm,
@@ -55,12 +57,13 @@ class Family:
     observed: float = 1.0
 
 
-def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Callable[..., Chunk]:
-    """A univariate law whose values do not depend on the sampling frequency: draw one as its label."""
+def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray | list[np.ndarray]]) -> Callable[..., Chunk]:
+    """A law whose values do not depend on the sampling frequency: draw one as its label. [T] or [V, T] a series."""
 
     def generate_chunk(rng: np.random.Generator, length: int, count: int) -> Chunk:
         intervals, starts = frequency.draw(rng, length, count)
-        return Chunk(list(law(rng, length, count)[:, None]), intervals.astype(np.float64), starts)
+        values = [np.atleast_2d(v) for v in law(rng, length, count)]
+        return Chunk(values, intervals.astype(np.float64), starts)
 
     return generate_chunk
 
@@ -78,6 +81,8 @@ FAMILIES: dict[str, Family] = {
     "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.987),
     "forecast_pfn": Family(forecast_pfn.generate, 1.0),
     "kernel": Family(_labelled(kernel.generate), 1.0),
+    "gp": Family(_labelled(gp.generate), 1.0),
+    "cauker": Family(_labelled(cauker.generate), 1.0, cauker.widths),
     "sinewave": Family(_labelled(sinewave.generate), 1.0),
     "sawtooth": Family(_labelled(sawtooth.generate), 1.0),
     "step": Family(_labelled(step.generate), 1.0),
