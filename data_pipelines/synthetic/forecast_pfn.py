@@ -138,7 +138,9 @@ def _spikes(rng: np.random.Generator, length: int) -> np.ndarray:
     if kind >= 0.9:
         at = rng.integers(0, length, len(at))
     elif kind >= 0.4:
-        at = at[rng.random(-(-len(at) // 4)).repeat(4)[: len(at)] < 0.5]  # whole runs of four stay or go
+        runs = rng.random(-(-len(at) // 4)) < 0.5  # whole runs of four stay or go, but never all
+        runs[rng.integers(len(runs))] |= not runs.any()
+        at = at[runs.repeat(4)[: len(at)]]
     heights = (rng.uniform(0.5, 2) if rng.random() < 0.7 else rng.uniform(2.5, 5)) * rng.uniform(0.8, 1.2, len(at))
     sign, build_up = (1 if rng.random() < 0.7 else -1), int(rng.integers(1, 4))
     x = np.zeros(length)

@@ -13,11 +13,11 @@ from scipy.ndimage import maximum_filter1d
 from data_pipelines.synthetic.draws import autoregression, chance, log_uniform, uniform, white
 
 DAY = 86_400
-# Scrape interval in seconds -> probability: daily periods of 8640, 1440, 288, 144, 96, 48 and 24 steps.
-INTERVALS = {10: 0.06, 60: 0.16, 300: 0.22, 600: 0.12, 900: 0.10, 1800: 0.08, 3600: 0.26}
+# Scrape interval in seconds -> probability: daily periods of 86400, 8640, 1440, 288, 144, 96, 48, 24 steps.
+INTERVALS = {1: 0.06, 10: 0.10, 60: 0.32, 300: 0.32, 600: 0.06, 900: 0.04, 1800: 0.02, 3600: 0.08}
 _FIRST, _LAST = 1_420_070_400, 1_767_225_600  # starts between 2015 and 2026, seconds since 1970
 _BINS = 288  # points of a daily profile
-JOB_PERIODS = (300, 900, 3600, 6 * 3600, DAY)
+JOB_PERIODS = (30, 60, 300, 900, 3600, 6 * 3600, DAY)
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Load:
 
     demand: relative load, float32 [G, T], about 1 on average.
     incident: float32 [G, T], 0 in health, up to 1 in an incident.
+    driver: float32 [G, T], N(0, 1) at every step, AR(1) with `memory` steps, [G, 1]: what bursts and pools follow.
     replicas: running instances, float32 [G, T], whole numbers.
     scaled: [G], whether the demand is spread over those replicas.
     """
@@ -34,6 +35,8 @@ class Load:
     starts: np.ndarray
     demand: np.ndarray
     incident: np.ndarray
+    driver: np.ndarray
+    memory: np.ndarray
     replicas: np.ndarray
     scaled: np.ndarray
 
@@ -46,14 +49,19 @@ def generate(rng: np.random.Generator, length: int, count: int) -> Load:
     demand *= np.exp(_wander(rng, intervals, length) + level_shifts(rng, count, length, mean=0.6, sd=0.25))
     demand *= _jobs(rng, clock, intervals)
     incident = incidents(rng, count, length, mean=1.0)
-    # Some incidents turn users away.
-    demand *= 1 - np.where(chance(rng, 0.4, count), uniform(rng, 0.1, 0.9, count), 0).astype(np.float32) * incident
+    # Some incidents turn users away, others make clients retry.
+    kind = rng.random((count, 1))
+    answer = np.select([kind < 0.4, kind < 0.6], [-uniform(rng, 0.1, 0.9, count), uniform(rng, 0.2, 3, count)], 0)
+    demand *= 1 + answer.astype(np.float32) * incident
+    memory = log_uniform(rng, 0.3, 300, count)
     demand /= demand.mean(axis=1, keepdims=True)
     return Load(
         intervals=intervals.astype(np.float64),
         starts=starts.astype("datetime64[s]"),
         demand=demand,
         incident=incident,
+        driver=autoregression(rng, memory, length),
+        memory=memory,
         replicas=_replicas(rng, demand, intervals),
         scaled=rng.random(count) < 0.25,
     )
@@ -104,7 +112,7 @@ def _seasons(rng: np.random.Generator, clock: np.ndarray) -> np.ndarray:
     day = clock // DAY
     factor = np.take_along_axis(_day_factors(rng, day), day - day[:, :1], axis=1)
     # The share of the load that never sleeps; 1 in 12 groups has no rhythm at all.
-    steady = np.where(chance(rng, 1 / 12, count), 1, uniform(rng, 0.02, 0.6, count)).astype(np.float32)
+    steady = np.where(chance(rng, 1 / 12, count), 1, uniform(rng, 0, 0.45, count)).astype(np.float32)
     return steady + (1 - steady) * factor * daily
 
 
@@ -129,7 +137,8 @@ def _daily_profiles(rng: np.random.Generator, count: int) -> np.ndarray:
     kind = rng.random((count, 1))
     profile = np.select([kind < 0.5, kind < 0.75, kind < 0.9], [smooth, office - lunch * office, peaks], nightly)
     low, high = profile.min(axis=1, keepdims=True), profile.max(axis=1, keepdims=True)
-    profile = (profile - low) / (high - low)
+    # Below 1 the exponent makes a broad day and a short night, above 1 a peak.
+    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.2, 1.1, count)
     turned = (np.arange(_BINS) + profile.argmin(axis=1)[:, None]) % _BINS
     return np.take_along_axis(profile, turned, axis=1).astype(np.float32)
 
