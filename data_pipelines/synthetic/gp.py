@@ -74,7 +74,7 @@ def draw_kernels(rng: np.random.Generator, length: int) -> list[Kernel]:
     for kind in rng.choice(list(KINDS), rng.integers(1, MOST_KERNELS + 1), p=weights / weights.sum()).tolist():
         scaled, scale = bool(rng.random() < 0.5), rng.uniform(*LENGTH_SCALES)
         if kind == "periodic":
-            mean = rng.choice(means)
+            mean = means[rng.integers(0, len(means))]
             period = rng.normal(mean, mean**0.6)
             kernels.append(Kernel(kind, scaled, scale, period=int(period if period >= 1 else np.ceil(abs(period)))))
         elif kind == "matern":
@@ -117,7 +117,8 @@ def decompose(monomials: Sequence[tuple[Kernel, ...]], length: int) -> dict[int,
         power = len(monomial) - len(periodics) - len(materns)
         variance = SOFTPLUS_0 ** (power + sum(k.scaled for k in monomial))
         smooth = [matern.window_lines(k.order, k.scale, length) for k in materns]
-        whole = reduce(product, [*smooth, *(periodic_lines(k.period, 1 / k.scale) for k in periodics)], CONSTANT)
+        factors = [*smooth, *(periodic_lines(k.period, 1 / k.scale) for k in periodics)]
+        whole = reduce(product, factors or [CONSTANT])
         lines.setdefault(power, []).append(Lines(whole.frequencies, variance * whole.weights))
         part = ending.setdefault(power, np.zeros(length))
         if materns:
