@@ -85,12 +85,12 @@ def draw_kernels(rng: np.random.Generator, length: int) -> list[Kernel]:
 
 
 def period_means(length: int) -> np.ndarray:
-    """PERIODS, and long ones: every 100 steps from a quarter to half of the window."""
-    half = length // 2
+    """PERIODS, and long ones: every 100 steps from a quarter to half of the window, half of it where that is short."""
+    half, longest = length // 2, PERIODS[-1]
     if half > 200:
-        long = np.arange(max(half // 2, PERIODS[-1] + 100) if half // 2 <= PERIODS[-1] else half // 2, half, 100)
+        long = np.arange(half // 2 if half // 2 > longest else longest + 100, half, 100)
     else:
-        long = np.array([m for m in (half // 2, half) if m > PERIODS[-1]], dtype=np.int64)
+        long = np.arange(half, half + 1) if half > longest else np.arange(0)
     means = np.concatenate([PERIODS, long])
     return means[means <= half]
 
