@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -156,7 +157,7 @@ def halves(real: dict[str, Sample], rng: np.random.Generator) -> list[float]:
     return aucs
 
 
-def _forest(zeros: list[Sample], ones: list[Sample], seed: int):
+def _forest(zeros: list[Sample], ones: list[Sample], seed: int) -> Any:
     """Both classes weigh the same, and so does every sample within its class."""
     from sklearn.ensemble import RandomForestClassifier
 
