@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import signal, stats
 
-from data_pipelines.synthetic import audio, forecast_pfn, fractal, ou, prior, rhythm, volatility
+from data_pipelines.synthetic import audio, forecast_pfn, fractal, ou, prior, rhythm, topology, volatility
 from data_pipelines.synthetic.draws import leaky_sums, uniform
 
 SIGNIFICANCE = 1e-3
@@ -246,6 +246,35 @@ def test_leaky_sums_are_a_filter() -> None:
     expected = [signal.lfilter([1], [1, -keep], row) for row, keep in zip(rows, (0.3, 0.99), strict=True)]
     leaky_sums(rows, np.array([0.3, 0.99]))
     assert np.abs(rows - expected).max() < 1e-12
+
+
+# Uniform parameters of each sound, as its table lists them; per layer or filter where there are several.
+RANGES = {
+    "volatility": {(0.1, 0.5), (0.2, 0.5), (1, 5), (1, 4), (0.3, 1), (0.5, 1), (0.05, 0.2), (20, 80)},
+    "fractal": {(20, 2000), (0.5, 3), (0.5, 0.8)},
+    "rhythm": {(2, 8), (0.001, 0.01), (0.05, 0.3), (50, 800), (0.2, 0.5)},
+    "topology": {(0.2, 1), (0.2, 0.5), (3, 12), (0.02, 0.1), (0.2, 0.6), (1, 3), (-0.6, -0.2), (0.3, 0.8)}
+    | {(20, 50), (0.05, 0.15), (2, 5), (0.4, 0.8)},
+}
+
+
+@pytest.mark.parametrize("module", [volatility, fractal, rhythm, topology], ids=AUDIO)
+def test_sounds_draw_from_their_table(monkeypatch: pytest.MonkeyPatch, module) -> None:
+    """Ranges exactly; of 640 series, how many have a 4th, 5th, ... layer or filter, to a significance of 1e-3 each."""
+    drawn: dict[tuple[float, float], list[int]] = {}
+
+    def recorded(rng: np.random.Generator, low: float, high: float, n: int) -> np.ndarray:
+        drawn.setdefault((low, high), []).append(n)
+        return uniform(rng, low, high, n)
+
+    monkeypatch.setattr(module, "uniform", recorded)
+    module.generate(np.random.default_rng(11), 64, 640)
+    name = module.__name__.rsplit(".", 1)[1]
+    assert set(drawn) == RANGES[name]
+    shares = {"fractal": (1, 1, 1, 3 / 4, 2 / 4, 1 / 4), "rhythm": (1, 1, 1, 2 / 3, 1 / 3)}.get(name, (1,))
+    per_layer = drawn[max(RANGES[name])]  # the tone of a layer, the corner of a filter, or a single draw
+    assert len(per_layer) == len(shares)
+    assert all(stats.binomtest(n, 640, share).pvalue > SIGNIFICANCE for n, share in zip(per_layer, shares, strict=True))
 
 
 @pytest.mark.parametrize("family", AUDIO)
