@@ -1,6 +1,6 @@
 """Pools of other families' series, mixtures of them and the cascades of augmentations.
 
-Mixtures are of unit impulses, which show their weights. Seeds are fixed; statistical tests are at a significance of 1e-3.
+Mixtures are of unit impulses, which show their weights. Seeds are fixed; tests are at a significance of 1e-3.
 """
 
 from __future__ import annotations
