@@ -225,6 +225,11 @@ def test_forecast_pfn_repeats_by_the_calendar() -> None:
     assert stats.wilcoxon(right, wrong, alternative="greater").pvalue < SIGNIFICANCE
 
 
+def test_forecast_pfn_spikes_never_vanish() -> None:
+    rng = np.random.default_rng(10)
+    assert all(forecast_pfn._spikes(rng, 256).any() for _ in range(2000))
+
+
 def test_forecast_pfn_stays_in_its_bounds() -> None:
     values = rows("forecast_pfn", LENGTH, 4)
     assert np.abs(values).max() <= forecast_pfn.LARGEST
