@@ -9,7 +9,7 @@ QUICKSTART := shards/quickstart
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONWARNINGS=ignore
 BENCHMARKS := scripts/bench/evaluation.py scripts/bench/model.py scripts/bench/loader.py \
 	scripts/bench/optimizer.py scripts/bench/scaling.py scripts/bench/plan.py \
-	scripts/bench/checkpoint.py scripts/bench/meters.py
+	scripts/bench/checkpoint.py scripts/bench/meters.py scripts/bench/synthetic.py
 FAST := not slow and not e2e and not distributed and not gpu
 
 .PHONY: help setup data train test test-fast lint format gpu-check bench bench-peers clean

@@ -106,7 +106,7 @@ class Counts:
         name = series.source, series.item_id, series.variate_names[v]
         blank = Example(*name, "", [])
         if blank in _gallery([*self.kept_examples, blank]):
-            self.kept_examples = _gallery([*self.kept_examples, Example(*name, "", _picture(series.values[v]))])
+            self.kept_examples = _gallery([*self.kept_examples, Example(*name, "", envelope(series.values[v]))])
 
     def example(self, rule: str, series: Series, variate: int, detail: str) -> None:
         """Offer an example of a rule."""
@@ -116,7 +116,7 @@ class Counts:
 def _add(rule: str, examples: list[Example], series: Series, v: int, detail: str, limit: int) -> None:
     name = series.source, series.item_id, series.variate_names[v]
     if len(examples) < limit or _order(rule, *name) <= _order(rule, *_name(examples[-1])):
-        examples.append(Example(*name, detail, _picture(series.values[v])))
+        examples.append(Example(*name, detail, envelope(series.values[v])))
         examples[:] = _fewest(rule, examples, limit)
 
 
@@ -145,7 +145,7 @@ def _order(*names: str) -> tuple[int, tuple[str, ...]]:
     return int.from_bytes(digest), names
 
 
-def _picture(row: np.ndarray) -> list[float | None]:
+def envelope(row: np.ndarray) -> list[float | None]:
     """One variate [T] as EXAMPLE_POINTS numbers or fewer: least and greatest of each stretch, in their order."""
     row = np.where(np.isfinite(row), row, np.float32(np.nan))
     if len(row) > EXAMPLE_POINTS:

@@ -4,7 +4,8 @@
 A two-sample test by a random forest on the summary features of data_pipelines/synthetic/summary.py. Every source of
 `domain` in the Parquet files of DIR counts alike, with `windows` windows of `window` steps; the synthetic windows are
 cut from series of 4096. Each source is scored by a forest that saw neither that source nor the synthetic chunks it is
-scored against: AUC .5 means that the forest cannot tell them apart, 1 that it always can. baseline=true tests the real
+scored against: AUC .5 means that the forest cannot tell them apart, 1 that it always can. family= also takes a list
+(kernel,step), which is mixed evenly. baseline=true tests the real
 sources in the same way: random halves of them against each other (what chance does), and each source against all
 others (how foreign one real source is to the rest). Needs scikit-learn.
 """
@@ -12,12 +13,14 @@ others (how foreign one real source is to the rest). Needs scikit-learn.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from data_pipelines.series import Series
+from data_pipelines.sources.files import FileSource
 from data_pipelines.synthetic import prior
 from data_pipelines.synthetic.chunk import CHUNK
 from data_pipelines.synthetic.summary import features
@@ -42,12 +45,8 @@ def main(argv: list[str]) -> int:
     optional = {"family": "telemetry", "domain": "observability", "window": 1024, "windows": 200, "seed": 0}
     args = parse(__doc__, argv, required={"real": str}, optional=optional | {"baseline": True})
     rng = np.random.default_rng(args["seed"])
-    real = {
-        source: sample(windows, items)
-        for source, windows, items in real_windows(
-            Path(args["real"]), args["domain"], args["window"], args["windows"], rng
-        )
-    }
+    windows = real_windows(args["real"], args["domain"], args["window"], args["windows"], rng)
+    real = {source: sample(*drawn) for source, drawn in windows.items()}
     fake = sample(*synthetic_windows(args["family"], args["window"], args["windows"] * len(real), args["seed"], rng))
     aucs, importance = against(real, fake, args["seed"])
     print(f"{args['family']} against {len(real)} {args['domain']} sources, windows of {args['window']} steps")
@@ -70,42 +69,51 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def real_windows(folder: Path, domain: str, window: int, count: int, rng: np.random.Generator):
-    """Yield (source, windows [n, window], item of each) at random places; sources with none that long are left out."""
-    for file in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(file, columns=["item_id", "domain", "n_variates", "length", "target"])
-        rows = [i for i, d in enumerate(table["domain"].to_pylist()) if d == domain]
-        rows = [i for i in rows if table["length"][i].as_py() >= window]
-        windows, items = [], []
-        for _ in range(4 * count if rows else 0):
-            i = int(rng.choice(rows))
-            shape = table["n_variates"][i].as_py(), table["length"][i].as_py()
-            begin = int(rng.integers(0, shape[1] - window + 1))
-            variate = int(rng.integers(shape[0]))
-            x = table["target"][i].values.to_numpy(zero_copy_only=False)[variate * shape[1] + begin :][:window]
-            if np.isfinite(x).mean() >= OBSERVED:
+def real_windows(
+    folder: str, domain: str, window: int, count: int, rng: np.random.Generator
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Source -> `count` windows [n, window] at random places and the item of each; sources too short are left out."""
+    by_source: dict[str, list[Series]] = {}
+    files = FileSource(folder, "parquet")
+    for unit in files.units():
+        for item in files.read(unit, Counter()):
+            if item.domain == domain and item.length >= window:
+                by_source.setdefault(item.source, []).append(item)
+    if len(by_source) < FOLDS:
+        raise ValueError(
+            f"{folder} has {len(by_source)} sources of domain={domain} with {window} steps; {FOLDS} are needed"
+        )
+    drawn = {}
+    for source, items in by_source.items():
+        windows: list[np.ndarray] = []
+        owners: list[int] = []
+        for _ in range(4 * count):  # some are mostly gaps
+            i = int(rng.integers(len(items)))
+            values = items[i].values
+            begin = int(rng.integers(0, values.shape[1] - window + 1))
+            x = values[rng.integers(len(values)), begin : begin + window]
+            if np.isfinite(x).mean() >= OBSERVED and len(windows) < count:
                 windows.append(x)
-                items.append(i)
-            if len(windows) == count:
-                break
+                owners.append(i)
         if windows:
-            yield file.stem, np.array(windows), np.array(items)
+            drawn[source] = np.array(windows), np.array(owners)
+    return drawn
 
 
 def synthetic_windows(
     family: str, window: int, count: int, seed: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` windows, one of a random variate and place of each series, and the chunk of each."""
+    """`count` windows, one of a random variate and place of each series, and the run of 64 each is from."""
     windows: list[np.ndarray] = []
-    index = 0
-    while len(windows) < count:
-        values = prior.generate(family, seed, index, LENGTH).values
+    for item in prior.series(dict.fromkeys(family.split(","), 1.0), 2 * count, LENGTH, seed):
+        values = item.values
         begin = int(rng.integers(0, LENGTH - window + 1))
         x = values[rng.integers(len(values)), begin : begin + window]
         if np.isfinite(x).mean() >= OBSERVED:
             windows.append(x)
-        index += 1
-    return np.array(windows), np.arange(count) // (CHUNK // 2)
+        if len(windows) == count:
+            break
+    return np.array(windows), np.arange(len(windows)) // CHUNK
 
 
 def sample(windows: np.ndarray, groups: np.ndarray) -> Sample:
@@ -149,7 +157,7 @@ def halves(real: dict[str, Sample], rng: np.random.Generator) -> list[float]:
     return aucs
 
 
-def _forest(zeros: list[Sample], ones: list[Sample], seed: int):
+def _forest(zeros: list[Sample], ones: list[Sample], seed: int) -> Any:
     """Both classes weigh the same, and so does every sample within its class."""
     from sklearn.ensemble import RandomForestClassifier
 

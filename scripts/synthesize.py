@@ -1,7 +1,10 @@
-"""Make synthetic shards: python scripts/synthesize.py family=NAME|all out=DIR [count=1024] [length=4096] [seed=0]
-[replace=false] [gallery=false]
+"""Make synthetic shards: python scripts/synthesize.py family=NAMES|all out=DIR [count=1024] [length=4096] [seed=0]
+[replace=false] [gallery=false] [gallery.real=quickstart]
 
-family=all mixes every family by its default weight. gallery=true also draws six series of each into out/gallery.png.
+family=telemetry,step:3 makes three series of step for one of telemetry; family=all mixes every family by its default
+weight. They are the series that a run with this seed and data.length makes itself. gallery=true also writes
+out/gallery.html: pictures of every family that was made, and beside telemetry the observability series of gallery.real,
+a folder of Parquet files (empty: none).
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,14 +20,18 @@ from tqdm import tqdm
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
 from data_pipelines.synthetic import prior
+from data_pipelines.synthetic.gallery import write_gallery
 from toto_train.arguments import fail_on, parse
+
+QUICKSTART = Path(__file__).parents[1] / "quickstart"
 
 
 def main(argv: list[str]) -> int:
     optional = {"count": 1024, "length": 4096, "seed": 0, "replace": False, "gallery": False}
+    optional["gallery.real"] = str(QUICKSTART) if QUICKSTART.is_dir() else ""
     args = parse(__doc__, argv, required={"family": str, "out": str}, optional=optional)
-    weights = prior.DEFAULT_WEIGHTS if args["family"] == "all" else {args["family"]: 1.0}
-    config = {"weights": dict(weights)} | {key: args[key] for key in ("count", "length", "seed")}
+    weights = prior.DEFAULT_WEIGHTS if args["family"] == "all" else read_weights(args["family"])
+    config = {"prior": prior.FORMAT, "weights": dict(weights)} | {key: args[key] for key in ("count", "length", "seed")}
     made: Counter[str] = Counter()
 
     def counted() -> Iterator[Series]:
@@ -41,24 +48,21 @@ def main(argv: list[str]) -> int:
     print(f"made {made.total()} series ({families}), {points:,} points -> {args['out']}")
     print(f"{points / seconds / 1e6:.2f} million points per CPU-second, writing included")
     if args["gallery"]:
-        print(f"gallery: {draw_gallery(weights, args['length'], args['seed'], Path(args['out']) / 'gallery.png')}")
+        page = Path(args["out"]) / "gallery.html"
+        print(f"gallery: {write_gallery(page, weights, args['length'], args['seed'], args['gallery.real'])}")
     return 0
 
 
-def draw_gallery(weights: Mapping[str, float], length: int, seed: int, path: Path) -> Path:
-    """The first six series of every family, one row each."""
-    from matplotlib.figure import Figure  # only this option needs it
-
-    figure = Figure(figsize=(24, 2.4 * len(weights)), layout="constrained")
-    axes = figure.subplots(len(weights), 6, squeeze=False)
-    for row, family in zip(axes, weights, strict=True):
-        for index, axis in enumerate(row):
-            item = prior.generate(family, seed, index, length)
-            axis.plot(item.values.T, linewidth=0.5)
-            axis.set_title(f"{family} {index}: {item.variates} x {item.interval:g} s", fontsize=8)
-            axis.tick_params(labelsize=6)
-    figure.savefig(path, dpi=80)
-    return path
+def read_weights(text: str) -> dict[str, float]:
+    """Weights of families from 'a,b:3': one where none is given."""
+    out = {}
+    for part in text.split(","):
+        family, sign, weight = part.partition(":")
+        try:
+            out[family] = float(weight) if sign else 1.0
+        except ValueError:
+            raise ValueError(f"family={text}: {weight!r} is no weight; write family=a,b:3") from None
+    return out
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def envelope(since: np.ndarray, points: Points) -> np.ndarray:
 
 
 def rising(cycles: np.ndarray) -> np.ndarray:
-    """A sawtooth from -1 to 1 once a cycle, float32."""
+    """A sawtooth from -1 to 1 once a cycle, which is what the published slow oscillators are, float32."""
     return (2 * (cycles - np.floor(cycles)) - 1).astype(np.float32)
 
 

@@ -73,8 +73,7 @@ def generator(name: str, bases: Mapping[str, tuple[GenerateChunk, float]]) -> Ge
         z = draw_bases(rng, bases, sizes, before + length)
         ends = np.cumsum(sizes)
         values = [_dressed(rng, couple(rng, z[e - n : e], before)) for e, n in zip(ends, sizes, strict=True)]
-        names = [tuple(f"{name}_{v}" for v in range(n)) for n in sizes]
-        return Chunk(values, intervals.astype(np.float64), starts, names)
+        return Chunk(values, intervals.astype(np.float64), starts)
 
     return generate_chunk
 

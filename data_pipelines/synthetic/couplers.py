@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import lfilter
 
-from data_pipelines.synthetic.draws import autoregression, log_uniform, white
+from data_pipelines.synthetic.draws import autoregression, leaky_sums, log_uniform, white
 
 LOADING = 1.5
 REGIMES = 4  # at most
@@ -232,5 +231,5 @@ def causal_graph(graph: Graph, z: np.ndarray, path: np.ndarray, before: int) -> 
                 acts = np.array(edge.active)[path[edge.lag :]]
                 x[node, edge.lag :] += np.float32(edge.weight) * cause * acts
         if graph.memory[node]:
-            x[node] = lfilter(np.ones(1, np.float32), np.array([1, -graph.memory[node]], np.float32), x[node])
+            leaky_sums(x[node, None], graph.memory[node, None].astype(np.float32))
     return x[:, before:]

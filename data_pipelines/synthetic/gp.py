@@ -74,7 +74,7 @@ def draw_kernels(rng: np.random.Generator, length: int) -> list[Kernel]:
     for kind in rng.choice(list(KINDS), rng.integers(1, MOST_KERNELS + 1), p=weights / weights.sum()).tolist():
         scaled, scale = bool(rng.random() < 0.5), rng.uniform(*LENGTH_SCALES)
         if kind == "periodic":
-            mean = rng.choice(means)
+            mean = means[rng.integers(0, len(means))]
             period = rng.normal(mean, mean**0.6)
             kernels.append(Kernel(kind, scaled, scale, period=int(period if period >= 1 else np.ceil(abs(period)))))
         elif kind == "matern":
@@ -85,12 +85,12 @@ def draw_kernels(rng: np.random.Generator, length: int) -> list[Kernel]:
 
 
 def period_means(length: int) -> np.ndarray:
-    """PERIODS, and long ones: every 100 steps from a quarter to half of the window."""
-    half = length // 2
+    """PERIODS, and long ones: every 100 steps from a quarter to half of the window, half of it where that is short."""
+    half, longest = length // 2, PERIODS[-1]
     if half > 200:
-        long = np.arange(max(half // 2, PERIODS[-1] + 100) if half // 2 <= PERIODS[-1] else half // 2, half, 100)
+        long = np.arange(half // 2 if half // 2 > longest else longest + 100, half, 100)
     else:
-        long = np.array([m for m in (half // 2, half) if m > PERIODS[-1]], dtype=np.int64)
+        long = np.arange(half, half + 1) if half > longest else np.arange(0)
     means = np.concatenate([PERIODS, long])
     return means[means <= half]
 
@@ -117,7 +117,8 @@ def decompose(monomials: Sequence[tuple[Kernel, ...]], length: int) -> dict[int,
         power = len(monomial) - len(periodics) - len(materns)
         variance = SOFTPLUS_0 ** (power + sum(k.scaled for k in monomial))
         smooth = [matern.window_lines(k.order, k.scale, length) for k in materns]
-        whole = reduce(product, [*smooth, *(periodic_lines(k.period, 1 / k.scale) for k in periodics)], CONSTANT)
+        factors = [*smooth, *(periodic_lines(k.period, 1 / k.scale) for k in periodics)]
+        whole = reduce(product, factors or [CONSTANT])
         lines.setdefault(power, []).append(Lines(whole.frequencies, variance * whole.weights))
         part = ending.setdefault(power, np.zeros(length))
         if materns:

@@ -9,8 +9,10 @@ moved into cosines; that no eigenvalue of the rest is negative is tested.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
-from scipy.optimize import brentq
 
 from data_pipelines.synthetic.gaussian import Lines
 
@@ -39,7 +41,7 @@ def _none(a: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _one(a: float) -> tuple[np.ndarray, np.ndarray]:
     """k cot k = c''(1) / c'(1) = 1 - a, and B from c'(1) = -B k sin k."""
-    k = brentq(lambda k: k * np.cos(k) - (1 - a) * np.sin(k), 1e-9, np.pi, xtol=1e-15)
+    k = _root(lambda k: k * math.cos(k) - (1 - a) * math.sin(k), 1e-9, math.pi)
     return np.array([k]), np.array([a**2 * np.exp(-a) / (k * np.sin(k))])
 
 
@@ -53,16 +55,35 @@ def _two(a: float) -> tuple[np.ndarray, np.ndarray]:
 
     def gap(angle: float, other: float) -> float:
         z = other**2
-        return angle * np.cos(angle) * (p1 * z - p3) - np.sin(angle) * (p2 * z - p4)
+        return angle * math.cos(angle) * (p1 * z - p3) - math.sin(angle) * (p2 * z - p4)
 
     def first(m: float) -> float:
-        return float(brentq(gap, 1e-9, np.pi, args=(m,), xtol=1e-15))
+        return _root(lambda angle: gap(angle, m), 1e-9, math.pi)
 
     def residual(m: float) -> float:
         return gap(m, first(m))
 
-    m = brentq(residual, np.pi if residual(np.pi) < 0 else 2.0, 2 * np.pi, xtol=1e-15)
+    m = _root(residual, math.pi if residual(math.pi) < 0 else 2.0, 2 * math.pi)
     k = first(m)
     slopes = np.array([p1 * m**2 - p3, p3 - p1 * k**2]) / (m**2 - k**2)
     angles = np.array([k, m])
     return angles, np.exp(-a) * a**2 / 3 * slopes / (angles * np.sin(angles))
+
+
+def _root(f: Callable[[float], float], low: float, high: float) -> float:
+    """Where f is zero between two places where its signs differ, by the Illinois method (regula falsi that halves the
+    end which stays). scipy.optimize has better ones and takes half a second to import."""
+    a, b, at_a, at_b = low, high, f(low), f(high)
+    for _ in range(200):
+        if at_b == 0 or abs(b - a) <= 1e-15:
+            break
+        c = b - at_b * (b - a) / (at_b - at_a)
+        at_c = f(c)
+        if (at_c < 0) != (at_b < 0):
+            a, at_a = b, at_b
+        else:
+            at_a /= 2
+        if abs(c - b) <= 1e-16 * abs(c):
+            return c
+        b, at_b = c, at_c
+    return b

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from data_pipelines.synthetic import draws, forecast_pfn, frequency, kernel, prior, telemetry, telemetry_load
+from data_pipelines.synthetic import draws, forecast_pfn, frequency, kernel, prior
 from data_pipelines.synthetic.chunk import CHUNK, keyed_generator
 from data_pipelines.synthetic.step import PATTERNS
 
@@ -225,6 +225,11 @@ def test_forecast_pfn_repeats_by_the_calendar() -> None:
     assert stats.wilcoxon(right, wrong, alternative="greater").pvalue < SIGNIFICANCE
 
 
+def test_forecast_pfn_spikes_never_vanish() -> None:
+    rng = np.random.default_rng(10)
+    assert all(forecast_pfn._spikes(rng, 256).any() for _ in range(2000))
+
+
 def test_forecast_pfn_stays_in_its_bounds() -> None:
     values = rows("forecast_pfn", LENGTH, 4)
     assert np.abs(values).max() <= forecast_pfn.LARGEST
@@ -242,74 +247,6 @@ def test_kernel_paths_have_the_variance_of_their_kernel(monomial: tuple[int, ...
     for step in (1, 50, 99):
         p = stats.chi2.cdf((paths[:, step] ** 2).sum() / variance[step], n)
         assert SIGNIFICANCE / 6 < p < 1 - SIGNIFICANCE / 6
-
-
-# --- telemetry
-
-
-def test_telemetry_has_daily_rhythm() -> None:
-    """Most request and utilisation series resemble themselves a day later more than half a day later."""
-    chunk = telemetry.generate(np.random.default_rng(5), 2048, 512)
-    closer = 0
-    seen = 0
-    for values, interval, names in zip(chunk.values, chunk.intervals, chunk.variate_names, strict=True):
-        day = int(86_400 / interval)
-        if day > 1000 or not names[0].startswith(("requests", "utilisation")):
-            continue
-        x = np.nan_to_num((values[0] - np.nanmean(values[0])) / (np.nanstd(values[0]) + 1e-9))
-        seen += 1
-        closer += np.mean(x[day:] * x[:-day]) > np.mean(x[day // 2 :] * x[: -(day // 2)]) + 0.1
-    assert seen > 50
-    # Of the groups, 1 in 12 has no rhythm and noise hides more; 65 % is far from chance.
-    assert stats.binomtest(closer, seen, 0.65, alternative="less").pvalue > SIGNIFICANCE
-
-
-def test_telemetry_hosts_of_a_fleet_share_their_load() -> None:
-    chunk = telemetry.generate(np.random.default_rng(6), 2048, 192)
-    own, other, previous = [], [], None
-    for values, names in zip(chunk.values, chunk.variate_names, strict=True):
-        if len(names) < 2 or not all(n.startswith("requests") for n in names):
-            continue
-        x = np.nan_to_num(values - np.nanmean(values, axis=1, keepdims=True))
-        own.append(np.corrcoef(x[0], x[1])[0, 1])
-        if previous is not None:
-            other.append(np.corrcoef(x[0], previous)[0, 1])
-        previous = x[0]
-    assert stats.mannwhitneyu(own, other, alternative="greater").pvalue < SIGNIFICANCE
-
-
-def test_telemetry_shows_what_monitoring_shows() -> None:
-    """Gaps, saturation, counts and group sizes all occur, at the rates the law states."""
-    chunks_made = [telemetry.generate(np.random.default_rng(s), 1024, 256) for s in (1, 2)]
-    values = [v for c in chunks_made for v in c.values]
-    names = [n for c in chunks_made for n in c.variate_names]
-    sizes = Counter(len(v) for v in values)
-    expected = np.array(list(telemetry.GROUP_SIZES.values())) * len(values)
-    assert stats.chisquare([sizes[k] for k in telemetry.GROUP_SIZES], expected).pvalue > SIGNIFICANCE
-    kinds = Counter(n[0].rsplit("_", 1)[0] for n in names)
-    expected = np.array([m.weight for m in telemetry.METRICS]) * len(values)
-    assert stats.chisquare([kinds[m.name] for m in telemetry.METRICS], expected).pvalue > SIGNIFICANCE
-    flat = np.concatenate([v[:1] for v in values])
-    with_gaps = np.isnan(flat).any(axis=1).mean()
-    assert 0.15 < with_gaps < 0.45
-    is_kind = np.array([n[0].rsplit("_", 1)[0] for n in names])
-    utilisation = flat[is_kind == "utilisation"]
-    assert ((utilisation == 100) | (utilisation == 1)).sum(axis=1).max() > 100  # a gauge at its limit
-    errors = flat[is_kind == "errors"]
-    assert (errors[np.isfinite(errors)] == 0).mean() > 0.2
-    assert np.nanmax(errors) > 50
-    assert np.nanmin(flat) >= 0
-
-
-def test_telemetry_intervals_and_replicas() -> None:
-    load = telemetry_load.generate(np.random.default_rng(2), 1024, 512)
-    expected = np.array(list(telemetry_load.INTERVALS.values())) * 512
-    observed = [(load.intervals == i).sum() for i in telemetry_load.INTERVALS]
-    assert stats.chisquare(observed, expected).pvalue > SIGNIFICANCE
-    assert (load.replicas >= 1).all()
-    assert (load.replicas == np.round(load.replicas)).all()
-    assert load.demand.mean(axis=1) == pytest.approx(1, abs=1e-3)
-    assert (load.demand > 0).all()
 
 
 def test_autoregression_has_unit_variance_and_its_memory() -> None:

@@ -36,7 +36,9 @@ def test_cauker_graphs_follow_their_law() -> None:
     p_values = {}
     for node in range(1, 6):
         most = min(node, 3)
-        p_values[f"parents of {node}"] = even([sum(len(g[node]) == n for g in graphs) for n in range(most + 1)])
+        parents = Counter(len(g[node]) for g in graphs)
+        assert set(parents) == set(range(most + 1))
+        p_values[f"parents of {node}"] = even(list(parents.values()))
         if node > 1:
             firsts = Counter(int(g[node][0]) for g in graphs if len(g[node]))
             p_values[f"first parent of {node}"] = even([firsts[p] for p in range(node)])
@@ -80,6 +82,27 @@ def test_cauker_functions_follow_their_law(monkeypatch: pytest.MonkeyPatch) -> N
         }
     )
     assert set(combined) == {6.0, 9.0}
+
+
+def test_cauker_children_mix_their_parents_by_normal_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five children of a ramp, 300 times: weight and level are N(0, 1). Power: a KS D of .06."""
+    mixed: list[np.ndarray] = []
+    most: list[int] = []
+    monkeypatch.setattr(cauker, "draw_parents", lambda rng: [np.arange(min(node, 1)) for node in range(6)])
+    monkeypatch.setattr(cauker, "draw_mean", lambda rng, length: np.zeros(length))
+    monkeypatch.setattr(cauker, "activation", lambda rng, kind, x: mixed.append(x) or x)
+    monkeypatch.setattr(kernel, "draw_monomials", lambda rng, n: most.append(n))
+    monkeypatch.setattr(kernel, "sample", lambda rng, monomials, length: np.linspace(0, 1, length, dtype=np.float32))
+    cauker.generate(np.random.default_rng(10), 4, 300)
+    found = np.array(mixed)
+    assert found.shape == (1500, 4)
+    assert set(most) == {7}
+    assert_holm(
+        {
+            "weight": stats.kstest(found[:, -1] - found[:, 0], "norm").pvalue,
+            "level": stats.kstest(found[:, 0], "norm").pvalue,
+        }
+    )
 
 
 def test_cauker_roots_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
