@@ -231,13 +231,16 @@ def winner(finals: list[Final]) -> Final | None:
 
 
 def freeze(final: Final, base: list[str], path: Path, about: str) -> Path:
-    """Write a config that `train.py experiment=` takes: the overrides of a round, and the winner's settings."""
-    defaults: list[Any] = []
+    """Write a config that `train.py experiment=` takes: the overrides of a round, and the winner's settings.
+
+    Where a round names no experiment= it began from that of train.yaml, the quickstart.
+    """
+    start, defaults = "quickstart", list[Any]()
     tree: dict[str, Any] = {}
     groups = {p.name for p in path.parent.parent.iterdir() if p.is_dir()}
     for key, value in [tuple(arg.split("=", 1)) for arg in base] + list(final.values.items()):
         if key == "experiment":
-            defaults.insert(0, value)
+            start = value
         elif key in groups:
             defaults.append({f"override /{key}": value})
         else:
@@ -246,7 +249,7 @@ def freeze(final: Final, base: list[str], path: Path, about: str) -> Path:
             for part in above:
                 place = place.setdefault(part, {})
             place[last] = yaml.safe_load(value) if isinstance(value, str) else value
-    text = yaml.safe_dump(({"defaults": defaults} if defaults else {}) | tree, sort_keys=False)
+    text = yaml.safe_dump({"defaults": [start, *defaults]} | tree, sort_keys=False)
     return write_text(path, f"# @package _global_\n# {about}\n{text}")
 
 

@@ -1,0 +1,134 @@
+"""Rounds of a search: what is drawn, who wins, and that workers may come, die and come again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("optuna", reason="the extra `search` is not installed")
+import optuna
+
+from toto_train.cli import config_from_overrides
+from toto_train.config import ConfigError
+from toto_train.search import BASE, Final, Round, bounded, freeze, winner
+
+ROOT = Path(__file__).parents[2]
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.floats(0.05, 1)), min_size=1, max_size=6))
+def test_shares_sum_to_one_below_their_bounds(drawn):
+    most = {f"e{i}": bound for i, (_, bound) in enumerate(drawn)}
+    if sum(most.values()) < 1:
+        most["e0"] = 1.0
+    shares = bounded({f"e{i}": part for i, (part, _) in enumerate(drawn)}, most)
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+    assert all(0 <= share <= most[name] + 1e-6 for name, share in shares.items())
+
+
+def test_what_a_bound_cuts_off_goes_to_the_others_in_proportion():
+    assert bounded({"a": 6, "b": 1, "c": 3}, {"a": 0.2, "b": 1, "c": 1}) == {"a": 0.2, "b": 0.2, "c": 0.6}
+    assert bounded({"a": 6, "b": 1, "c": 3}, {"a": 0.2, "b": 1, "c": 0.4}) == {"a": 0.2, "b": 0.4, "c": 0.4}
+
+
+@pytest.mark.parametrize("name", ["architecture", "mixture", "optimizer", "decay"])
+def test_the_rounds_that_ship_name_settings_of_train_py(name):
+    found = Round.read(ROOT / "configs" / "search" / f"{name}.yaml")
+    config = config_from_overrides(["data=toto2", "plan=true"], ROOT / "configs")
+    assert found.space or found.shares
+    assert set(found.shares) <= set(config.data.mixture)
+    for key in found.space:
+        place = config
+        for part in key.split("."):
+            place = getattr(place, part)
+
+
+def test_draws_keep_to_the_space():
+    found = Round(
+        "r", {"a": {"log": [1e-3, 1.0]}, "b": {"int": [2, 5]}, "c": {"values": ["x", "y"]}}, {"k": 0.7, "l": 0.6}
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [found.draw(study.ask()) for _ in range(200)]
+    assert all(1e-3 <= d["a"] <= 1 and d["b"] in (2, 3, 4, 5) and d["c"] in ("x", "y") for d in drawn)
+    assert {d["b"] for d in drawn} == {2, 3, 4, 5}
+    assert sum(d["a"] < 0.03 for d in drawn) == pytest.approx(100, abs=35)  # half on a log scale; 5 standard errors
+    assert all(d["data.mixture.k.weight"] <= 0.7 and d["data.mixture.l.weight"] <= 0.6 for d in drawn)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("space: {optimizer.clip_norm: {log: [0, 3]}}", r"clip_norm: needs \[low, high\]"),
+        ("space: {optimizer.clip_norm: [1, 3]}", "must be one of values"),
+        ("shares: {a: 0.3, b: 0.4}", "all together at least 1"),
+        ("rooms: 3", "must have space: or shares:"),
+    ],
+)
+def test_what_is_wrong_with_a_round_is_said_with_its_file(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as said:
+        Round.read(tmp_path / "mine.yaml")
+    assert "mine.yaml" in str(said.value)
+
+
+def test_a_winner_beats_the_base_by_two_standard_errors_seed_by_seed():
+    base = Final(BASE, {}, [1.00, 1.10, 0.90])
+    clear = Final("trial 1", {"a": 1}, [0.95, 1.04, 0.86])  # lower by .05, .06, .04: seeds differ more than that
+    noisy = Final("trial 2", {"a": 2}, [0.70, 1.20, 0.85])
+    assert winner([clear, base]) is clear
+    assert winner([noisy, base]) is base
+    assert winner([clear]) is None
+
+
+def test_a_frozen_winner_is_an_experiment(tmp_path):
+    configs = tmp_path / "configs"
+    subprocess.run(["cp", "-r", str(ROOT / "configs"), str(configs)], check=True)
+    values = {"optimizer.normuon.lr": 0.3, "model.attn_bias": False}
+    base = ["model=tiny", "experiment=toto2_small", "global_rows=32", "data.mixture.corpus.path=x"]
+    freeze(Final("trial 3", values, [0.9]), base, configs / "experiment" / "won.yaml", "Winner.")
+    frozen = config_from_overrides(["experiment=won"], configs)
+    meant = config_from_overrides([*base, *(f"{k}={str(v).lower()}" for k, v in values.items())], configs)
+    assert frozen == meant
+
+
+SPACE = {"space": {"optimizer.normuon.lr": {"log": [0.1, 1.0]}, "objective.max_span": {"int": [2, 9]}}}
+
+
+@pytest.mark.e2e
+def test_a_search_survives_the_death_of_its_worker(small_job, tmp_path):
+    """Killed in its second trial, with the run it follows; the next worker takes that trial up and ends the round."""
+    (tmp_path / "round.yaml").write_text(yaml.safe_dump(SPACE))
+    out = tmp_path / "search"
+    job = [a for a in small_job if a.partition("=")[0] not in ("out", "name", "schedule.max_steps")]
+    command = [sys.executable, str(ROOT / "scripts" / "search.py"), f"round={tmp_path / 'round.yaml'}", f"out={out}",
+               "trials=3", "finalists=1", "seeds=2", "schedule.max_steps=30", *job]  # fmt: skip
+    copy = tmp_path / "project"  # where the winner is frozen
+    copy.mkdir()
+    for part in ("configs", "scripts", "train.py", "toto_train", "data_pipelines"):
+        subprocess.run(["cp", "-r", str(ROOT / part), str(copy / part)], check=True)
+    command[1] = str(copy / "scripts" / "search.py")
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not [p for p in out.glob("runs/*/checkpoints/latest") if p.parents[1].name != "base-s0"]:
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    (died,) = [p for p in (out / "runs").iterdir() if p.name != "base-s0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "resumed" in (out / "logs" / f"{died.name}.txt").read_text()  # not begun anew
+    assert (out / "results" / f"{died.name}.json").is_file()
+    assert len(list((out / "results").glob("*-s0.json"))) == 3  # base and two trials, none twice, none lost
+    assert (copy / "configs" / "experiment" / "search.yaml").is_file()
+    assert "Finals" in (out / "report.html").read_text()
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert "trial" not in again.stdout.split("Winner")[0]  # nothing is left to do
