@@ -130,7 +130,8 @@ def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], li
     """(problems, overrides that Hydra can compose): every key must be a group, a setting, or Hydra's own."""
     problems: list[str] = []
     good: list[str] = []
-    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in configs.iterdir() if p.is_dir()}
+    folders = [p for p in configs.iterdir() if p.is_dir() and p.name != "search"]  # rounds are for scripts/search.py
+    groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
     parser = OverridesParser.create()
     for text in overrides:
         try:

@@ -13,7 +13,8 @@ from toto_train.config_check import check, from_tree, get
 from toto_train.initial import choose_source
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONFIGS.iterdir() if p.is_dir()}
+FOLDERS = [p for p in CONFIGS.iterdir() if p.is_dir() and p.name != "search"]  # rounds are for scripts/search.py
+GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in FOLDERS}
 
 
 def compose(*overrides: str) -> Config:
