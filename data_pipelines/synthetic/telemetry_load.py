@@ -53,7 +53,7 @@ def generate(rng: np.random.Generator, length: int, count: int) -> Load:
     kind = rng.random((count, 1))
     answer = np.select([kind < 0.4, kind < 0.6], [-uniform(rng, 0.1, 0.9, count), uniform(rng, 0.2, 3, count)], 0)
     demand *= 1 + answer.astype(np.float32) * incident
-    memory = log_uniform(rng, 0.3, 300, count)
+    memory = log_uniform(rng, 0.5, 400, count)
     demand /= demand.mean(axis=1, keepdims=True)
     return Load(
         intervals=intervals.astype(np.float64),
@@ -112,7 +112,7 @@ def _seasons(rng: np.random.Generator, clock: np.ndarray) -> np.ndarray:
     day = clock // DAY
     factor = np.take_along_axis(_day_factors(rng, day), day - day[:, :1], axis=1)
     # The share of the load that never sleeps; 1 in 12 groups has no rhythm at all.
-    steady = np.where(chance(rng, 1 / 12, count), 1, uniform(rng, 0, 0.45, count)).astype(np.float32)
+    steady = np.where(chance(rng, 1 / 12, count), 1, uniform(rng, 0, 0.9, count) ** 2).astype(np.float32)
     return steady + (1 - steady) * factor * daily
 
 
@@ -138,7 +138,7 @@ def _daily_profiles(rng: np.random.Generator, count: int) -> np.ndarray:
     profile = np.select([kind < 0.5, kind < 0.75, kind < 0.9], [smooth, office - lunch * office, peaks], nightly)
     low, high = profile.min(axis=1, keepdims=True), profile.max(axis=1, keepdims=True)
     # Below 1 the exponent makes a broad day and a short night, above 1 a peak.
-    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.2, 1.1, count)
+    profile = ((profile - low) / (high - low)) ** log_uniform(rng, 0.15, 1.1, count)
     turned = (np.arange(_BINS) + profile.argmin(axis=1)[:, None]) % _BINS
     return np.take_along_axis(profile, turned, axis=1).astype(np.float32)
 

@@ -30,11 +30,11 @@ def spoil(rng: np.random.Generator, values: np.ndarray) -> None:
 
 
 def quantise(rng: np.random.Generator, values: np.ndarray) -> None:
-    """Round half of the rows to a power of ten that is about .0001 to .1 of their standard deviation."""
+    """Round 17 of 20 rows to a power of ten that is about 3e-6 to .1 of their standard deviation."""
     deviation = values.std(axis=1, keepdims=True, dtype=np.float64)
-    fine = deviation * log_uniform(rng, 1e-4, 0.1, len(values))
+    fine = deviation * log_uniform(rng, 3e-6, 0.1, len(values))
     unit = 10 ** np.round(np.log10(np.maximum(fine, 1e-30)))
-    rows = np.flatnonzero(chance(rng, 0.5, len(values)) & (deviation > 0))
+    rows = np.flatnonzero(chance(rng, 0.85, len(values)) & (deviation > 0))
     unit = unit[rows].astype(np.float32)
     values[rows] = np.round(values[rows] / unit) * unit
 

@@ -30,6 +30,11 @@ class Hosts:
     interval: np.ndarray
 
 
+def short_memory(rng: np.random.Generator, n: int, length: int) -> np.ndarray:
+    """N(0, 1) noise, AR(1) with a memory of .1 (as good as white) to 2 steps, float32 [n, length]."""
+    return autoregression(rng, log_uniform(rng, 0.1, 2, n), length)
+
+
 def level_noise(rng: np.random.Generator, level: np.ndarray, low: float, high: float) -> np.ndarray:
     """Noise whose scale follows the level, or its root as in counting; relative sd log U(low, high) at the mean.
 
@@ -39,7 +44,7 @@ def level_noise(rng: np.random.Generator, level: np.ndarray, low: float, high: f
     level = np.maximum(level, 0)
     mean = level.mean(axis=1, keepdims=True) + np.float32(1e-12)
     scale = np.where(chance(rng, 0.5, n), level, np.sqrt(level * mean))
-    noise = log_uniform(rng, low, high, n).astype(np.float32) * white(rng, n, length)
+    noise = log_uniform(rng, low, high, n).astype(np.float32) * short_memory(rng, n, length)
     rows = np.flatnonzero(rng.random(n) < 0.3)
     noise[rows] *= np.exp(np.float32(0.7) * autoregression(rng, log_uniform(rng, 5, length / 4, len(rows)), length))
     return level + scale * noise
@@ -86,7 +91,7 @@ def request_rate(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
 def counter_rate(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     """Rate of a counter (bytes per second): bursty, and at a restart only part of the interval was counted."""
     n, length = hosts.demand.shape
-    burst = np.exp(white(rng, n, length) * log_uniform(rng, 0.005, 0.7, n).astype(np.float32))
+    burst = np.exp(short_memory(rng, n, length) * log_uniform(rng, 0.005, 0.7, n).astype(np.float32))
     rate = hosts.demand * burst * log_uniform(rng, 1e2, 1e8, n).astype(np.float32)
     restart = rng.random((n, length), dtype=np.float32) < rng.poisson(1.5, (n, 1)) / length
     counted = np.where(chance(rng, 0.5, n), rng.random((n, length), dtype=np.float32), np.float32(0))
@@ -99,7 +104,7 @@ def latency(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     busy = hosts.demand / hosts.demand.max(axis=1, keepdims=True) * uniform(rng, 0.3, 0.95, n).astype(np.float32)
     queueing = 1 + uniform(rng, 0.1, 1, n).astype(np.float32) * busy / (1 - busy)
     slow = 1 + log_uniform(rng, 0.5, 10, n).astype(np.float32) * hosts.incident
-    spread = np.exp(log_uniform(rng, 0.01, 0.5, n).astype(np.float32) * white(rng, n, length))
+    spread = np.exp(log_uniform(rng, 0.01, 0.5, n).astype(np.float32) * short_memory(rng, n, length))
     service = log_uniform(rng, 0.5, 800, n).astype(np.float32)
     return round_some(rng, service * queueing * slow * spread, 0.2, (0.1, 1.0))
 
@@ -115,9 +120,10 @@ def memory(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     collection = chance(rng, 0.3, n) * uniform(rng, 0.02, 0.3, n) * np.mod(steps / uniform(rng, 6, 200, n), 1)
     share = log_uniform(rng, 0.02, 1, n).astype(np.float32)
     used = (1 + leak + collection).astype(np.float32) + share * hosts.demand
-    used += log_uniform(rng, 2e-4, 4e-2, n).astype(np.float32) * white(rng, n, length)
+    used += log_uniform(rng, 2e-4, 4e-2, n).astype(np.float32) * short_memory(rng, n, length)
     limit = np.where(chance(rng, 0.25, n), np.quantile(used, 0.9, axis=1, keepdims=True), np.inf).astype(np.float32)
-    return np.minimum(used, limit) * log_uniform(rng, 1e6, 1e11, n).astype(np.float32)
+    base = np.where(chance(rng, 0.4, n), log_uniform(rng, 1, 300, n), 0).astype(np.float32)
+    return (base + np.minimum(used, limit)) * log_uniform(rng, 1e6, 1e11, n).astype(np.float32)
 
 
 def errors(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:

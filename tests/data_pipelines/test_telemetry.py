@@ -168,20 +168,23 @@ def test_incidents_cascade() -> None:
 # --- measuring
 
 
-def test_half_of_the_rows_have_limited_resolution() -> None:
-    """Rounded rows hold whole multiples of a power of ten between 1e-5 and 1 standard deviation."""
+def test_most_rows_have_limited_resolution() -> None:
+    """Rounded rows hold whole multiples of a power of ten between 1e-6 and 1 standard deviation."""
     rng = np.random.default_rng(4)
     values = (rng.standard_normal((400, 500)) * 10 ** rng.uniform(-3, 6, (400, 1))).astype(np.float32)
     before = values.copy()
     telemetry_measured.quantise(rng, values)
     changed = (values != before).any(axis=1)
-    assert stats.binomtest(int(changed.sum()), 400, 0.5).pvalue > SIGNIFICANCE
+    assert stats.binomtest(int(changed.sum()), 400, 0.85).pvalue > SIGNIFICANCE
     error = np.abs(values - before).max(axis=1)[changed]
     deviation = before.std(axis=1)[changed]
     unit = 10 ** np.round(np.log10(2 * error))  # the greatest error of 500 roundings is just under half a unit
     assert (unit <= deviation).all()
-    multiples = values[changed] / unit[:, None]
-    assert np.median(np.abs(multiples - np.round(multiples))) < 1e-3
+    assert (unit >= 9e-7 * deviation).all()
+    coarse = unit > 1e-3 * deviation  # finer ones touch the rounding of float32
+    multiples = values[changed][coarse] / unit[coarse, None]
+    assert coarse.sum() > 50
+    assert np.abs(multiples - np.round(multiples)).max() < 1e-2
 
 
 def test_a_constant_stays_what_it_is() -> None:
