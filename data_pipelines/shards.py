@@ -194,6 +194,17 @@ class ShardSet:
                 found += [(name, first + 4 * length * v, row) for v, row in enumerate(out)]
         return found
 
+    def entries(self, source: str, series: Sequence[int]) -> np.ndarray:
+        """INDEX entries of some series of a source."""
+        return self.index(source)[list(series)]
+
+    def read_into(self, source: str, series: Sequence[int], starts: Sequence[int], outs: Sequence[np.ndarray]) -> None:
+        """Fill each of outs [V, steps] with the steps of a series from a start on; its rows must be contiguous.
+
+        ValueError or OSError where a shard is bad or cannot be read.
+        """
+        self.store.read_into(self.pieces(source, series, starts, outs))
+
     def verify(self) -> dict[str, str]:
         """Read every byte of the shards of these sources; returns and remembers in `bad` those that have changed."""
         for shard in (s for of in self._shards.values() for s in of):
@@ -212,6 +223,10 @@ class ShardSet:
         meta = self.meta(source, i)
         meta["variate_names"] = tuple(meta["variate_names"])
         return Series(values=self.values(source, i), **meta)
+
+    def where(self, source: str, i: int) -> str:
+        """Path or URL of the file that holds a series."""
+        return self.store.where(self.shard_name(source, i))
 
     def shard_name(self, source: str, i: int) -> str:
         """File that holds a series."""

@@ -58,8 +58,8 @@ def describe(rows: Rows, spec: RowSpec, batch: Batch) -> None:
     lost = f", {batch['lost'][0]} windows in quarantine" if batch["lost"][0] else ""
     print(f"row {spec.n}: {spec.source}, {100 * mask.mean():.1f} % observed, {100 * hidden:.1f} % of that hidden{lost}")
     shards, source = rows.order.open(spec.source)
-    for series, start, steps in spec.windows:
-        meta, variates = shards.meta(source, series), int(shards.index(source)[series]["variates"])
+    for k, (series, start, steps) in enumerate(spec.windows):
+        meta, variates = shards.meta(source, series), np.count_nonzero(batch["series_ids"][0] == k)
         where = f"{variates} variates, steps {start} .. {start + steps - 1}, {shards.shard_name(source, series)}"
         print(f"  {meta['item_id']}: {where}")
 

@@ -82,9 +82,10 @@ class ObjectiveConfig:
 
 @dataclass
 class MixtureEntry:
-    """One folder of shards in the training mixture."""
+    """One folder of shards in the training mixture, or families of the synthetic prior, made while training."""
 
-    path: str
+    path: str = ""
+    """Folder or URL of shards; empty where `families` are given."""
     weight: float = 1.0
     """Share of observed points, before normalisation over all entries."""
     include: list[str] = field(default_factory=lambda: ["*"])
@@ -102,6 +103,9 @@ class MixtureEntry:
     """Means over blocks of this many steps replace the steps: the same series at a coarser interval."""
     augment: bool = True
     """Whether data.augment applies to this entry's rows."""
+    families: dict[str, float] = field(default_factory=dict)
+    """Families of the prior (docs/synthetic.md) -> share of the entry's observed points, before normalisation over
+    them. The run makes their series itself, those that scripts/synthesize.py makes with its seed and data.length."""
 
 
 @dataclass

@@ -7,7 +7,6 @@ a way out, before anything heavy starts.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from omegaconf import BooleanNode, FloatNode, IntegerNode, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from data_pipelines.series import DOMAINS
-from toto_train.config import AugmentConfig, Config, ConfigError, MixtureEntry
+from toto_train.config import Config, ConfigError
+from toto_train.config_check_data import data_problems
+from toto_train.config_check_data import nearest as nearest
 from toto_train.config_check_run import MODES, parallel_problems
 
 _NODES: dict[Any, Any] = {int: IntegerNode, float: FloatNode, bool: BooleanNode, str: StringNode}
@@ -34,18 +34,11 @@ def from_tree(tree: dict[str, Any]) -> Config:
     return config
 
 
-def nearest(key: str, valid: typing.Iterable[str]) -> str:
-    """'; did you mean ...?' or, when nothing is near, the list of what is valid."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"valid here: {', '.join(valid)}"
-
-
 def _fill(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
     """Build dataclass `cls` from a dict, noting every key or value that does not fit."""
     if not isinstance(tree, dict):
         problems.append(f"{prefix.rstrip('.') or 'config'}={tree!r} must be a group of settings")
-        return cls() if cls is not MixtureEntry else cls(path="")
+        return cls()
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in tree.items():
@@ -63,12 +56,6 @@ def _fill(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
                 values[key] = _leaf(hints[key], value)
             except (OmegaConfBaseException, ValueError):
                 problems.append(f"{where}={value!r} is not a valid {_type_name(hints[key])}")
-    for f in dataclasses.fields(cls):
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and f.name not in values:
-            if f.name not in tree:
-                problems.append(f"{prefix}{f.name} is missing")
-            values[f.name] = ""
     return cls(**values)
 
 
@@ -193,20 +180,7 @@ def check(c: Config) -> list[str]:
         out.append(f"objective.max_rate={c.objective.max_rate} must be in [0, 1)")
     if d.length % m.patch_size or d.length < 2 * m.patch_size:
         out.append(f"data.length={d.length} must be a multiple of model.patch_size={m.patch_size}, two patches or more")
-    for name, entry in d.mixture.items():
-        if entry.balance not in ("equal", "sqrt", "points"):
-            out.append(f"data.mixture.{name}.balance={entry.balance!r} must be one of equal, sqrt, points")
-        out += [f"data.mixture.{name}.{p}" for p in _entry_problems(entry)]
-        if not entry.path and not c.plan:
-            out.append(
-                f"data.mixture.{name}.path is empty; give data.mixture.{name}.path=FOLDER of shards "
-                "(scripts/build_shards.py writes them)"
-            )
-    if d.mixture and not sum(e.weight for e in d.mixture.values()) > 0:
-        out.append("data.mixture: all weights are 0; give at least one entry a positive weight")
-    out += _stage_problems(c) + _augment_problems(d.augment)
-    if not d.mixture and not c.plan:
-        out.append("data.mixture is empty; choose data=quickstart, or data=shards data.mixture.corpus.path=FOLDER")
+    out += data_problems(c)
     if s.warmup_steps + s.decay_steps > s.max_steps:
         out.append(
             f"schedule.max_steps={s.max_steps} is shorter than warmup_steps={s.warmup_steps} + "
@@ -255,46 +229,4 @@ def _optimizer_problems(c: Config) -> list[str]:
             f"optimizer.adamw.weight_decay={a.weight_decay} times optimizer.adamw.lr={a.lr} is what a step shrinks "
             "weights by; it must be below 1"
         )
-    return out
-
-
-def _entry_problems(entry: MixtureEntry) -> list[str]:
-    out = []
-    if entry.weight < 0:
-        out.append(f"weight={entry.weight} must not be negative")
-    if entry.domain and entry.domain not in DOMAINS:
-        out.append(f"domain={entry.domain!r} must be empty or one of {', '.join(DOMAINS)}")
-    if entry.min_interval < 0 or entry.max_interval < 0:
-        out.append(f"min_interval={entry.min_interval}, max_interval={entry.max_interval} must not be negative")
-    if entry.max_interval and entry.max_interval <= entry.min_interval:
-        out.append(f"max_interval={entry.max_interval} must be above min_interval={entry.min_interval}, or 0: no bound")
-    if entry.downsample < 1:
-        out.append(f"downsample={entry.downsample} must be 1 or more steps")
-    return out
-
-
-def _stage_problems(c: Config) -> list[str]:
-    """What is wrong with data.stages alone; whether a stage is long enough shows when the data are opened."""
-    out, d = [], c.data
-    for start, weights in d.stages.items():
-        where = f"data.stages.{start}"
-        if not start.isdecimal() or int(start) == 0 or int(start) % d.lanes:
-            out.append(f"{where}: a stage begins at a row number, a positive multiple of data.lanes={d.lanes}")
-        out += [
-            f"{where}: no entry {k!r} in data.mixture; {nearest(k, d.mixture)}" for k in weights if k not in d.mixture
-        ]
-        out += [f"{where}.{k}={w} must not be negative" for k, w in weights.items() if w < 0]
-    return out
-
-
-def _augment_problems(config: AugmentConfig, prefix: str = "data.augment") -> list[str]:
-    out: list[str] = []
-    for name in config.PROBABILITIES:
-        if not 0 <= (value := getattr(config, name)) <= 1:
-            out.append(f"{prefix}.{name}={value} must be in [0, 1]")
-    for name in ("censor_share", "missing_share"):
-        if not 0 < (value := getattr(config, name)) < 1:
-            out.append(f"{prefix}.{name}={value} must be in (0, 1); to turn it off set {prefix}.{name[:-6]}=0")
-    if not 0 < config.amplitude_sigma <= 2:
-        out.append(f"{prefix}.amplitude_sigma={config.amplitude_sigma} must be in (0, 2]")
     return out

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from data_pipelines.shards import ShardSet
 from data_pipelines.store import is_url
 from toto_train import checkpoint, checkpoint_files, hub, plan
 from toto_train.callbacks.communication import Communication
@@ -125,7 +126,7 @@ def check_shards(config: Config, order: Order) -> None:
 
 def describe_data(config: Config) -> str:
     """The mixture of a plan, where its shards are there to look at."""
-    paths = [entry.path for entry in config.data.mixture.values()]
+    paths = [entry.path for entry in config.data.mixture.values() if not entry.families]
     missing = [path for path in paths if not is_url(path) and not Path(path or "?").is_dir()]
     if missing or not config.data.mixture:
         return f"data: not looked at, {', '.join(repr(p) for p in missing) or 'a mixture'} is missing"
@@ -139,7 +140,7 @@ def describe_data(config: Config) -> str:
         fills = ", ".join(f"{v} {fill:.0%}" for v, fill in row["fills"].items())
         lines.append(
             f"  {row['label'].ljust(wide)}  {row['share']:6.2%}  {row['fill']:4.0%}  {row['rows']:10,}"
-            f"  by variates: {fills}"
+            + (f"  by variates: {fills}" if fills else "  made on the fly")
         )
     return "\n".join(lines)
 
@@ -151,7 +152,8 @@ def open_tasks(config: Config, key: str, order: Order) -> TaskSet:
         tasks = TaskSet.open(settings)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
-    trained = {(_place(shards.path), source) for shards, source in map(order.open, order.shares)}
+    opened = map(order.open, order.shares)
+    trained = {(_place(shards.path), source) for shards, source in opened if isinstance(shards, ShardSet)}
     if both := [s for s in tasks.sources if (_place(settings.path), s) in trained]:
         log.warning("%s: %s are trained on too; their scores say nothing about unseen series", key, ", ".join(both))
     return tasks

@@ -25,6 +25,8 @@ from data_pipelines.synthetic.chunk import CHUNK, Chunk, keyed_generator
 
 LICENCE = "Apache-2.0"
 SHORTEST = 32  # steps; below that the laws have no room
+FORMAT = 1
+"""Raise it whenever a family begins to make other bytes: runs that make their series refuse to resume over it."""
 
 
 def _one(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -36,12 +38,14 @@ class Family:
     """A law. `generate_chunk(rng, length, count)` makes `count` series; `weight` is its share in the default mix.
 
     `widths(rng, count)` says how many variates each of them has, int [count]. A law that draws them draws them first,
-    before anything else, so that the same generator tells them without making the series.
+    before anything else, so that the same generator tells them without making the series. `observed` is the share of
+    values that are not missing, on average.
     """
 
     generate_chunk: Callable[[np.random.Generator, int, int], Chunk]
     weight: float
     widths: Callable[[np.random.Generator, int], np.ndarray] = _one
+    observed: float = 1.0
 
 
 def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Callable[..., Chunk]:
@@ -55,7 +59,7 @@ def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Cal
 
 
 FAMILIES: dict[str, Family] = {
-    "telemetry": Family(telemetry.generate, 4.0, telemetry.widths),
+    "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.97),
     "forecast_pfn": Family(forecast_pfn.generate, 1.0),
     "kernel": Family(_labelled(kernel.generate), 1.0),
     "sinewave": Family(_labelled(sinewave.generate), 1.0),
@@ -88,23 +92,36 @@ def generate(family: str, seed: int, index: int, length: int) -> Series:
 
     Raises ValueError for an unknown family, a negative index or a length under 32.
     """
-    _check_family(family)
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
-    if length < SHORTEST:
-        raise ValueError(f"length must be at least {SHORTEST} steps, got {length}")
     number, row = divmod(index, CHUNK)
-    chunk = _chunk(family, seed, number, length)
+    made = _last_chunk_of(family, seed, number, length)
     return Series(
-        values=chunk.values[row].copy(),  # the caller may write to it
-        interval=float(chunk.intervals[row]),
+        values=made.values[row].copy(),  # the caller may write to it
+        interval=float(made.intervals[row]),
         source=f"synthetic_{family}",
-        item_id=f"{seed}-{index:08d}",
+        item_id=item_id(seed, index),
         domain="synthetic",
-        start=str(chunk.starts[row]),
-        variate_names=chunk.variate_names[row] if chunk.variate_names else (),
+        start=str(made.starts[row]),
+        variate_names=made.variate_names[row] if made.variate_names else (),
         licence=LICENCE,
     )
+
+
+def item_id(seed: int, index: int) -> str:
+    """Name of series `index` of a family."""
+    return f"{seed}-{index:08d}"
+
+
+def chunk(family: str, seed: int, number: int, length: int) -> Chunk:
+    """Series 64 number .. 64 number + 63 of a family, made anew.
+
+    Raises ValueError for an unknown family or a length under 32.
+    """
+    _check_family(family)
+    if length < SHORTEST:
+        raise ValueError(f"length must be at least {SHORTEST} steps, got {length}")
+    return FAMILIES[family].generate_chunk(keyed_generator(seed, family, number), length, CHUNK)
 
 
 def widths(family: str, seed: int, number: int) -> np.ndarray:
@@ -147,12 +164,11 @@ def turns(weights: Mapping[str, float], count: int) -> Iterator[tuple[str, int]]
         made[turn] += 1
 
 
-def _chunk(family: str, seed: int, number: int, length: int) -> Chunk:
+def _last_chunk_of(family: str, seed: int, number: int, length: int) -> Chunk:
     key = (seed, number, length)
     cached = _last_chunk.get(family)
     if cached is None or cached[0] != key:
-        chunk = FAMILIES[family].generate_chunk(keyed_generator(seed, family, number), length, CHUNK)
-        cached = _last_chunk[family] = (key, chunk)
+        cached = _last_chunk[family] = (key, chunk(family, seed, number, length))
     return cached[1]
 
 

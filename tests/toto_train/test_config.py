@@ -140,7 +140,7 @@ def test_mixture_entries_are_checked_too():
     tree = {"data": {"mixture": {"mine": {"weigth": 2, "path": "x"}}}}
     with pytest.raises(ConfigError, match=r"unknown key 'data\.mixture\.mine\.weigth'; did you mean 'weight'"):
         from_tree(tree)
-    with pytest.raises(ConfigError, match=r"data\.mixture\.mine\.path is missing"):
+    with pytest.raises(ConfigError, match=r"data\.mixture\.mine\.path is empty; .* or data\.mixture\.mine\.families"):
         from_tree({"data": {"mixture": {"mine": {"weight": 2}}}})
 
 

@@ -6,6 +6,8 @@ batches, so 1, 8 or 64 GPUs see the same global batches, and a resumed run goes 
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -21,6 +23,8 @@ from toto_train.data.order import Order
 from toto_train.data.rows import Batch, Rows, compile_loops
 from toto_train.data.workers import batches
 from toto_train.model.decoder import MaskFlags
+
+log = logging.getLogger(__name__)
 
 
 class RowLoader:
@@ -51,6 +55,9 @@ class RowLoader:
         self.pin = torch.cuda.is_available() and config.parallel.device != "cpu"
         """Pinned memory is what lets the copy to the device run beside the step."""
         self.device = device
+        self.lanes = config.data.lanes
+        self.lap = self.lanes // math.gcd(self.lanes, world * config.micro_rows)
+        """Micro batches after which the lanes of their rows come round."""
         self.accumulation = config.global_rows // (world * config.micro_rows)
         self.numbers = range(start_step * self.accumulation, config.schedule.max_steps * self.accumulation)
         """Numbers of the micro batches that are still to come, counted from the start of the run."""
@@ -69,13 +76,23 @@ class RowLoader:
         `reads` holds source, seconds and lost as arrays."""
         made: Iterator[Batch] = (self.batch(number) for number in self.numbers)
         if self.workers:
+            self._tell_of_lanes()
             compile_loops()
             like = self.rows.empty(self.micro_rows)
-            made = batches(self.batch, self.numbers, like, self.workers, self.prefetch, self.start_method)
+            made = batches(self.batch, self.numbers, like, self.workers, self.prefetch, self.start_method, self.lap)
         tensors: Iterator[dict[str, Any]] = map(self._tensors, made)
         if self.device is not None and self.device.type == "cuda":
             tensors = ahead(tensors, self.device)
         return _spans(tensors)
+
+    def _tell_of_lanes(self) -> None:
+        """Where workers share lanes, each makes the series of the prior that the others made too."""
+        lanes = math.lcm(self.lanes, self.world * self.micro_rows * self.workers)
+        if self.rank == 0 and lanes != self.lanes and self.rows.order.chunked:
+            log.warning(
+                "data.lanes=%d leaves %d workers on each of %d ranks no lanes of their own, so series of the prior are "
+                "made more than once; data.lanes=%d avoids it", self.lanes, self.workers, self.world, lanes
+            )  # fmt: skip
 
     def _tensors(self, batch: Batch) -> dict[str, Any]:
         flags, points = MaskFlags(*batch.pop("flags").tolist()), int(batch.pop("points"))

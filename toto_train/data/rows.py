@@ -94,7 +94,7 @@ class Rows:
     def _place(self, spec: RowSpec, ids: np.ndarray, strata: np.ndarray) -> list[Window]:
         """Where each window of a row stands; fills ids [V] and strata [V]."""
         shards, source = self.order.open(spec.source)
-        series = shards.index(source)[[series for series, _, _ in spec.windows]]
+        series = shards.entries(source, [series for series, _, _ in spec.windows])
         widths = series["variates"].tolist()
         top, windows = 0, []
         for (_, _, steps), width in zip(spec.windows, widths, strict=True):
@@ -121,7 +121,7 @@ class Rows:
             if block > 1:
                 outs = [np.empty((len(out), out.shape[1] * block), np.float32) for out in outs]
             series, starts = [s for s, _, _ in of], [start * block for _, start, _ in of]
-            shards.store.read_into(shards.pieces(source, series, starts, outs))
+            shards.read_into(source, series, starts, outs)
             if block > 1:
                 for raw, out in zip(outs, places[which], strict=True):
                     block_means(raw, block, out)
@@ -136,7 +136,7 @@ class Rows:
             try:
                 read(slice(k, k + 1))
             except (ValueError, OSError) as error:
-                file = shards.store.where(shards.shard_name(source, series))
+                file = shards.where(source, series)
                 message = f"row {spec.n}: cannot read series {series} of {spec.source} ({file}): {error}"
                 if out_of_resources(error):
                     raise OSError(f"{message}; that is no fault of the data") from error
@@ -247,7 +247,8 @@ def block_means(raw: np.ndarray, block: int, out: np.ndarray) -> None:
 
 def verify_shards(order: Order) -> dict[str, str]:
     """Read every byte of the shards a run uses: shard -> what is wrong. The bad ones are marked in their ShardSet."""
-    sets: dict[int, ShardSet] = {id(shards): shards for shards, _ in map(order.open, order.shares)}
+    opened = (shards for shards, _ in map(order.open, order.shares))
+    sets = {id(shards): shards for shards in opened if isinstance(shards, ShardSet)}
     bad: dict[str, str] = {}
     for shards in sets.values():
         bad |= {shards.store.where(name): why for name, why in shards.verify().items()}

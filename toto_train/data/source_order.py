@@ -100,6 +100,9 @@ class SourceOrder:
     taken: positions of the series that the entry's filters leave. downsample: lengths count blocks of so many steps.
     """
 
+    rows_of_chunk = 1
+    """Rows that should follow each other in their lane: what is read for one serves no other."""
+
     def __init__(
         self,
         label: str,

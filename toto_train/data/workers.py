@@ -31,17 +31,26 @@ JOB_BYTES = 4 * 2**20
 
 
 def batches(
-    make: Make, numbers: Sequence[int], like: Batch, workers: int, prefetch: int, start_method: str | None = None
+    make: Make,
+    numbers: Sequence[int],
+    like: Batch,
+    workers: int,
+    prefetch: int,
+    start_method: str | None = None,
+    lap: int = 1,
 ) -> Iterator[Batch]:
     """Yield the batches of the given numbers in order, made by `workers` processes that keep `prefetch` ready each.
 
-    like: a batch, for its shapes. Forked workers (the default where there is fork) write into memory that is read here
-    where it is, and used again when nobody has a view of a batch any more; while somebody keeps too many, and from
-    processes started otherwise, batches come through a pipe. What make raises in a worker is raised here; a worker that
-    is gone is a RuntimeError.
+    like: a batch, for its shapes. lap: batches after which the lanes of the rows come round; where it can be, a worker
+    gets lanes of its own, so that what it keeps of a lane serves that lane's next row.
+
+    Forked workers (the default where there is fork) write into memory that is read here where it is, and used again
+    when nobody has a view of a batch any more; while somebody keeps too many, and from processes started otherwise,
+    batches come through a pipe. What make raises in a worker is raised here; a worker that is gone is a RuntimeError.
     """
     method = start_method or ("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    size = max(1, min(prefetch // 2, JOB_BYTES // sum(array.nbytes for array in like.values())))
+    most = max(1, min(prefetch // 2, JOB_BYTES // sum(array.nbytes for array in like.values())))
+    size = next((n for n in range(most, 0, -1) if lap % (n * workers) == 0), most)
     jobs = (numbers[first : first + size] for first in range(0, len(numbers), size))
     slots = Slots(like, workers * prefetch + size - 1 + SPARE if method == "fork" else 0)
     team = [_Worker(make, slots, method) for _ in range(workers)]
