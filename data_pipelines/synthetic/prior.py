@@ -59,7 +59,7 @@ def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray]) -> Cal
 
 
 FAMILIES: dict[str, Family] = {
-    "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.97),
+    "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.987),
     "forecast_pfn": Family(forecast_pfn.generate, 1.0),
     "kernel": Family(_labelled(kernel.generate), 1.0),
     "sinewave": Family(_labelled(sinewave.generate), 1.0),

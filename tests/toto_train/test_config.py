@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipelines.synthetic.prior import FAMILIES
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError, to_yaml
 from toto_train.config_check import check, from_tree, get
@@ -189,6 +190,40 @@ def test_settings_of_the_data_are_checked(change, message):
     tree = {"data": {"mixture": {"corpus": {"path": "x"}}, **change}, "validate_every": 0}
     with pytest.raises(ConfigError, match=message):
         from_tree(tree)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"families": {"stpe": 1}}, r"corpus\.families: no family 'stpe'; did you mean 'step'\?"),
+        ({"families": {"step": -1, "spike": 1}}, r"corpus\.families\.step=-1\.0 must not be negative"),
+        ({"families": {"step": "nan"}}, r"corpus\.families\.step='nan' is not a valid float"),
+        ({"families": {"step": 0}}, r"corpus\.families: all weights are 0"),
+        ({"families": {"step": 1}, "path": "x"}, r"path beside its families; ~data\.mixture\.corpus\.families reads"),
+        ({"families": {"step": 1}, "downsample": 2}, r"corpus\.downsample=2 chooses among stored series and does"),
+        ({"families": {"step": 1}, "include": ["s"]}, r"corpus\.include=\['s'\] chooses among stored series"),
+        ({"families": {"step": 1}, "domain": "synthetic"}, r"corpus\.domain='synthetic' chooses among stored series"),
+        ({"families": {"step": 1, "spike": 1}}, r"other\.families\.step is in corpus too"),
+    ],
+)
+def test_families_of_an_entry_are_checked(entry, message):
+    tree = {"data": {"mixture": {"corpus": entry, "other": {"families": {"step": 1}}}}, "validate_every": 0}
+    with pytest.raises(ConfigError, match=message):
+        from_tree(tree)
+
+
+def test_the_published_mixtures_make_their_synthetic_part_or_read_it():
+    for name, share in (("toto2", 0.575), ("toto1", 0.33), ("toto2_finetune", 0.23)):
+        mixture = compose(f"data={name}", "data.mixture.synthetic.families.step=0.1").data.mixture
+        assert sum(entry.weight for entry in mixture.values()) == pytest.approx(1)
+        entry = mixture["synthetic"]
+        assert (entry.weight, entry.families["kernel"], entry.families["step"]) == (share, 1.0, 0.1)
+        assert "telemetry" not in entry.families
+    stored = compose("data=toto2", "~data.mixture.synthetic.families", "data.mixture.synthetic.path=x")
+    assert (stored.data.mixture["synthetic"].path, stored.data.mixture["synthetic"].families) == ("x", {})
+    made = compose("data=synthetic")
+    assert list(made.data.mixture) == ["synthetic"]
+    assert set(made.data.mixture["synthetic"].families) == set(FAMILIES)
 
 
 def test_a_curriculum_is_read():

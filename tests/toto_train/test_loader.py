@@ -40,8 +40,16 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def config(folder: Path, micro: int = 2, workers: int = 0) -> Config:
-    data = DataConfig({"main": MixtureEntry(str(folder))}, variates=4, length=64, workers=workers, prefetch=2)
+FAMILIES = {"telemetry": 2.0, "step": 1.0}
+MADE = pytest.mark.parametrize("families", [{}, FAMILIES], ids=["stored", "made"])
+"""Rows from shards alone, and beside others whose series are made while training."""
+
+
+def config(folder: Path, micro: int = 2, workers: int = 0, families: dict[str, float] | None = None) -> Config:
+    mixture = {"main": MixtureEntry(str(folder))}
+    if families:
+        mixture["prior"] = MixtureEntry(weight=2.0, families=families)
+    data = DataConfig(mixture, variates=4, length=64, workers=workers, prefetch=2)
     return Config(
         data=data,
         model=ModelConfig(patch_size=16),
@@ -96,11 +104,12 @@ def test_what_the_host_must_know_comes_plain(folder):
         assert all(type(v) is bool for v in batch["flags"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@MADE
+@pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_same_rows_for_any_world_and_workers(folder, world, workers):
-    whole = by_row(stream(config(folder)))
-    c = config(folder, workers=workers)
+def test_same_rows_for_any_world_and_workers(folder, world, workers, families):
+    whole = by_row(stream(config(folder, families=families)))
+    c = config(folder, workers=workers, families=families)
     ranks = [stream(c, world=world, rank=r) for r in range(world)]
     for r, batches in enumerate(ranks):
         assert all((b["row"] % world == r).all() for b in batches)
@@ -117,10 +126,11 @@ def test_micro_batches_cut_the_same_rows(folder):
     assert all(torch.equal(by_row(one)[n][k], by_row(four)[n][k]) for n in by_row(one) for k in TENSORS)
 
 
+@MADE
 @pytest.mark.parametrize("workers", [0, 2])
-def test_starting_late_is_skipping(folder, workers):
-    c = config(folder, workers=workers)
-    assert_same(stream(c, start_step=3), stream(config(folder))[3 * c.accumulation :])
+def test_starting_late_is_skipping(folder, workers, families):
+    c = config(folder, workers=workers, families=families)
+    assert_same(stream(c, start_step=3), stream(config(folder, families=families))[3 * c.accumulation :])
     assert stream(c, start_step=STEPS) == []
 
 
@@ -179,10 +189,11 @@ def test_workers_end_with_the_loop_that_used_them(folder):
     assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
+@MADE
 @pytest.mark.slow
-def test_workers_that_are_spawned_give_the_same(folder):
-    c = config(folder, workers=1)
-    assert_same(stream(c, start_method="spawn"), stream(config(folder)))
+def test_workers_that_are_spawned_give_the_same(folder, families):
+    c = config(folder, workers=1, families=families)
+    assert_same(stream(c, start_method="spawn"), stream(config(folder, families=families)))
 
 
 def test_a_second_pass_starts_again_and_leaves_the_global_generator_alone(folder):
@@ -239,7 +250,7 @@ def test_rows_after_sigkill_are_those_of_an_undisturbed_run_on_2_then_1_then_4_p
     steps, per_step = 60, GLOBAL
 
     def start(first: int, world: int, workers: int, tag: str) -> list[tuple[subprocess.Popen, Path]]:
-        made = config(folder, workers=workers)
+        made = config(folder, workers=workers, families=FAMILIES)
         made.schedule, made.validate_every = ScheduleConfig(steps, 0, 0), 0
         made.validation.context = made.heldout.context = 64
         out = []

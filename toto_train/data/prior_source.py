@@ -9,7 +9,7 @@ j-th row of a family in a lane is found by arithmetic, rows never run out and no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,24 +36,30 @@ def parts_of(width: int, variates: int) -> list[int]:
     return [width // parts + (k < width % parts) for k in range(parts)]
 
 
+def windows_of(family: str, seed: int, number: int, variates: int) -> dict[int, int]:
+    """Position -> variates of every window of a chunk."""
+    return {
+        (number * CHUNK + row) * PARTS + k: width
+        for row, of in enumerate(prior.widths(family, seed, number).tolist())
+        for k, width in enumerate(parts_of(of, variates))
+    }
+
+
 @lru_cache(maxsize=4096)
 def deal(family: str, seed: int, number: int, variates: int, rows: int) -> tuple[tuple[int, ...], ...]:
     """Positions of the windows in each of the `rows` rows of a chunk: the widest first, each into the emptiest row.
 
-    What fits nowhere is left out: a few narrow ones where a chunk holds more than usual.
+    Those that the rows could hold by their sum go before the rest, so that what is left out does not depend on widths.
     """
-    windows = [
-        (width, (number * CHUNK + row) * PARTS + k)
-        for row, of in enumerate(prior.widths(family, seed, number).tolist())
-        for k, width in enumerate(parts_of(of, variates))
-    ]
+    windows = windows_of(family, seed, number, variates)
+    spare = dict(zip(windows, np.cumsum(list(windows.values())) > rows * variates, strict=True))
     hands: list[list[int]] = [[] for _ in range(rows)]
     room = [variates] * rows
-    for width, position in sorted(windows, key=lambda window: -window[0]):
+    for position in sorted(windows, key=lambda p: (spare[p], -windows[p])):
         emptiest = max(range(rows), key=room.__getitem__)
-        if width <= room[emptiest]:
+        if windows[position] <= room[emptiest]:
             hands[emptiest].append(position)
-            room[emptiest] -= width
+            room[emptiest] -= windows[position]
     filled = [tuple(hand) for hand in hands if hand]
     return tuple(filled[r % len(filled)] for r in range(rows))  # no row stays empty, even of a few univariate ones
 
@@ -100,16 +106,23 @@ class Family:
 @lru_cache(maxsize=256)
 def _shape(family: str, seed: int, variates: int) -> tuple[int, float]:
     """(rows of a chunk, variates that are taken of a row on average)."""
-    widths = [prior.widths(family, seed, number) for number in range(_SAMPLE)]
-    rows = max(1, round(float(np.mean([w.sum() for w in widths])) / variates))
-    width = {
-        (number * CHUNK + row) * PARTS + k: part
-        for number, of in enumerate(widths)
-        for row, w in enumerate(of.tolist())
-        for k, part in enumerate(parts_of(w, variates))
-    }
-    taken = [width[p] for n in range(_SAMPLE) for hand in deal(family, seed, n, variates, rows) for p in hand]
-    return rows, sum(taken) / (_SAMPLE * rows)
+    chunks = [windows_of(family, seed, number, variates) for number in range(_SAMPLE)]
+    rows = (
+        sum(_needed(of.values(), variates) for of in chunks) // _SAMPLE
+    )  # an empty slot costs more than a lost series
+    hands = [hand for number in range(_SAMPLE) for hand in deal(family, seed, number, variates, rows)]
+    return rows, sum(chunks[p // PARTS // CHUNK][p] for hand in hands for p in hand) / len(hands)
+
+
+def _needed(widths: Iterable[int], variates: int) -> int:
+    """Rows that hold all of them: the widest first, each into the first row that has room."""
+    room: list[int] = []
+    for width in sorted(widths, reverse=True):
+        first = next((r for r, left in enumerate(room) if left >= width), len(room))
+        if first == len(room):
+            room.append(variates)
+        room[first] -= width
+    return len(room)
 
 
 class PriorSet:
