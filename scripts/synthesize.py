@@ -1,8 +1,10 @@
-"""Make synthetic shards: python scripts/synthesize.py family=NAME|all out=DIR [count=1024] [length=4096] [seed=0]
+"""Make synthetic shards: python scripts/synthesize.py family=NAMES|all out=DIR [count=1024] [length=4096] [seed=0]
 [replace=false] [gallery=false] [gallery.real=quickstart]
 
-family=all mixes every family by its default weight. gallery=true also writes out/gallery.html: pictures of every family
-that was made, and beside telemetry the observability series of gallery.real, a folder of Parquet files (empty: none).
+family=telemetry,step:3 makes three series of step for one of telemetry; family=all mixes every family by its default
+weight. They are the series that a run with this seed and data.length makes itself. gallery=true also writes
+out/gallery.html: pictures of every family that was made, and beside telemetry the observability series of gallery.real,
+a folder of Parquet files (empty: none).
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ def main(argv: list[str]) -> int:
     optional = {"count": 1024, "length": 4096, "seed": 0, "replace": False, "gallery": False}
     optional["gallery.real"] = str(QUICKSTART) if QUICKSTART.is_dir() else ""
     args = parse(__doc__, argv, required={"family": str, "out": str}, optional=optional)
-    weights = prior.DEFAULT_WEIGHTS if args["family"] == "all" else {args["family"]: 1.0}
-    config = {"weights": dict(weights)} | {key: args[key] for key in ("count", "length", "seed")}
+    weights = prior.DEFAULT_WEIGHTS if args["family"] == "all" else read_weights(args["family"])
+    config = {"prior": prior.FORMAT, "weights": dict(weights)} | {key: args[key] for key in ("count", "length", "seed")}
     made: Counter[str] = Counter()
 
     def counted() -> Iterator[Series]:
@@ -49,6 +51,18 @@ def main(argv: list[str]) -> int:
         page = Path(args["out"]) / "gallery.html"
         print(f"gallery: {write_gallery(page, weights, args['length'], args['seed'], args['gallery.real'])}")
     return 0
+
+
+def read_weights(text: str) -> dict[str, float]:
+    """Weights of families from 'a,b:3': one where none is given."""
+    out = {}
+    for part in text.split(","):
+        family, sign, weight = part.partition(":")
+        try:
+            out[family] = float(weight) if sign else 1.0
+        except ValueError:
+            raise ValueError(f"family={text}: {weight!r} is no weight; write family=a,b:3") from None
+    return out
 
 
 if __name__ == "__main__":
