@@ -82,7 +82,7 @@ COUPLED = {
     "spike": 0.5,
 }
 _BASES = {name: (FAMILIES[name].generate_chunk, share) for name, share in COUPLED.items()}
-FAMILIES |= {name: Family(coupled.generator(name, _BASES), 0.15, coupled.widths) for name in coupled.COUPLERS}
+FAMILIES |= {name: Family(coupled.generator(name, _BASES), 0.15, coupled.widths, count=16) for name in coupled.COUPLERS}
 DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
 
 # The last chunk of each family: neighbours in index cost nothing, and memory stays at one chunk a family.
