@@ -309,7 +309,7 @@ def test_a_run_needs_no_data_and_shows_what_it_saw(tmp_path, capsys):
     c = config_from_overrides(job, ROOT / "configs")
     plan = describe_data(c)
     assert "made on the fly" in plan
-    assert "synthetic/telemetry" in plan
+    assert "telemetry/telemetry" in plan
     run(c)
     capsys.readouterr()
     assert inspect_rows.main([f"run={tmp_path / 'made'}", "step=2", "rows=0"]) == 0
