@@ -48,13 +48,15 @@ class Family:
 
     `widths(rng, count)` says how many variates each of them has, int [count]. A law that draws them draws them first,
     before anything else, so that the same generator tells them without making the series. `observed` is the share of
-    values that are not missing, on average.
+    values that are not missing, on average. `count` is the number of series in a chunk: fewer of a law of wide groups,
+    because who makes a row of a chunk keeps the rest for the rows to come.
     """
 
     generate_chunk: Callable[[np.random.Generator, int, int], Chunk]
     weight: float
     widths: Callable[[np.random.Generator, int], np.ndarray] = _one
     observed: float = 1.0
+    count: int = CHUNK
 
 
 def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray | list[np.ndarray]]) -> Callable[..., Chunk]:
@@ -78,7 +80,7 @@ def _derived(law: Callable[..., Chunk]) -> Callable[..., Chunk]:
 
 
 FAMILIES: dict[str, Family] = {
-    "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.987),
+    "telemetry": Family(telemetry.generate, 4.0, telemetry.widths, observed=0.993),
     "forecast_pfn": Family(forecast_pfn.generate, 1.0),
     "kernel": Family(_labelled(kernel.generate), 1.0),
     "gp": Family(_labelled(gp.generate), 1.0),
@@ -109,7 +111,7 @@ COUPLED = {
     "spike": 0.5,
 }
 _BASES = {name: (FAMILIES[name].generate_chunk, share) for name, share in COUPLED.items()}
-FAMILIES |= {name: Family(coupled.generator(name, _BASES), 0.15, coupled.widths) for name in coupled.COUPLERS}
+FAMILIES |= {name: Family(coupled.generator(name, _BASES), 0.15, coupled.widths, count=16) for name in coupled.COUPLERS}
 DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
 
 # The last chunk of each family: neighbours in index cost nothing, and memory stays at one chunk a family.
@@ -117,13 +119,14 @@ _last_chunk: dict[str, tuple[tuple[int, int, int], Chunk]] = {}
 
 
 def generate(family: str, seed: int, index: int, length: int) -> Series:
-    """Series `index` of a family: a pure function of the four arguments, at the cost of its chunk of 64.
+    """Series `index` of a family: a pure function of the four arguments, at the cost of its chunk.
 
     Raises ValueError for an unknown family, a negative index or a length under 32.
     """
+    _check_family(family)
     if index < 0:
         raise ValueError(f"index must not be negative, got {index}")
-    number, row = divmod(index, CHUNK)
+    number, row = divmod(index, FAMILIES[family].count)
     made = _last_chunk_of(family, seed, number, length)
     return Series(
         values=made.values[row].copy(),  # the caller may write to it
@@ -143,23 +146,24 @@ def item_id(seed: int, index: int) -> str:
 
 
 def chunk(family: str, seed: int, number: int, length: int) -> Chunk:
-    """Series 64 number .. 64 number + 63 of a family, made anew.
+    """Series n number .. n number + n - 1 of a family, n its `count`; made anew.
 
     Raises ValueError for an unknown family or a length under 32.
     """
     _check_family(family)
     if length < SHORTEST:
         raise ValueError(f"length must be at least {SHORTEST} steps, got {length}")
-    return FAMILIES[family].generate_chunk(keyed_generator(seed, family, number), length, CHUNK)
+    law = FAMILIES[family]
+    return law.generate_chunk(keyed_generator(seed, family, number), length, law.count)
 
 
 def widths(family: str, seed: int, number: int) -> np.ndarray:
-    """Variates of each of the 64 series of chunk `number`, int [64]; the same at every length, in 0.03 ms.
+    """Variates of each series of chunk `number`, int [count]; the same at every length, in 0.03 ms.
 
     Raises ValueError for an unknown family.
     """
     _check_family(family)
-    return FAMILIES[family].widths(keyed_generator(seed, family, number), CHUNK)
+    return FAMILIES[family].widths(keyed_generator(seed, family, number), FAMILIES[family].count)
 
 
 def series(weights: Mapping[str, float], count: int, length: int, seed: int) -> Iterator[Series]:

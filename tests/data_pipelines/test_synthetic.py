@@ -78,10 +78,10 @@ def test_another_process_makes_the_same_bytes_in_another_order() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_widths_are_known_without_the_series(family: str) -> None:
+    count = prior.FAMILIES[family].count
     for number in (0, 5):
-        told = prior.widths(family, 9, number)
-        made = [prior.generate(family, 9, number * CHUNK + row, 32).variates for row in range(CHUNK)]
-        assert told.tolist() == made
+        made = [prior.generate(family, 9, number * count + row, 32).variates for row in range(count)]
+        assert prior.widths(family, 9, number).tolist() == made
 
 
 def test_the_caller_may_write_to_a_series() -> None:

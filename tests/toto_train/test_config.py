@@ -223,7 +223,7 @@ def test_the_published_mixtures_make_their_synthetic_part_or_read_it():
     stored = compose("data=toto2", "~data.mixture.synthetic.families", "data.mixture.synthetic.path=x")
     assert (stored.data.mixture["synthetic"].path, stored.data.mixture["synthetic"].families) == ("x", {})
     made = compose("data=synthetic")
-    assert {name for entry in made.data.mixture.values() for name in entry.families} == set(FAMILIES)
+    assert {family for entry in made.data.mixture.values() for family in entry.families} == set(FAMILIES)
 
 
 def test_a_curriculum_is_read():

@@ -16,6 +16,7 @@ import json
 import logging
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,21 +113,23 @@ class Order:
 
     def _add_families(self, name: str, entry: MixtureEntry) -> list[float]:
         """Take the families of one entry; returns rows per weight of each."""
-        from toto_train.data.prior_source import PriorSet  # takes a second to import, which runs on shards need not pay
-
         weights = {family: weight for family, weight in sorted(entry.families.items()) if weight > 0}
         if not weights:
             raise ValueError(f"data.mixture.{name}.families: all weights are 0; give at least one a positive weight")
-        series = PriorSet(self.config, self.seed)
-        for family in weights:
-            self._shards[f"{name}/{family}"] = series
+        self._shards |= {f"{name}/{family}": self._prior for family in weights}
         try:
-            found = [series.family(f"{name}/{family}", family) for family in weights]
+            found = [self._prior.family(f"{name}/{family}", family) for family in weights]
         except ValueError as error:
             raise ValueError(f"data.mixture.{name}.families: {error}") from error
         self._sources += found
         total = sum(weights.values())
         return [w / total / s.points_per_row for w, s in zip(weights.values(), found, strict=True)]
+
+    @cached_property
+    def _prior(self) -> PriorSet:
+        from toto_train.data.prior_source import PriorSet  # takes a second to import, which runs on shards need not pay
+
+        return PriorSet(self.config, self.seed)
 
     def _counts_before_stages(self) -> list[np.ndarray]:
         """For each stage: [lanes + 1, sources] rows of the stages before it in each lane, and in all."""

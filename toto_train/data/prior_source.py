@@ -1,6 +1,6 @@
 """The synthetic prior as a source of a mixture: whoever needs a row makes its series, the same in any process.
 
-A family makes 64 series at a time, a chunk, from (seed, family, chunk number), and their widths are known beforehand.
+A family makes a chunk of series at a time from (seed, family, chunk number), and their widths are known beforehand.
 Lane l owns chunks l, l + L, l + 2 L, ... of every family, and each chunk is dealt over the same number of rows, so the
 j-th row of a family in a lane is found by arithmetic, rows never run out and no series comes twice.
 `scripts/synthesize.py` stores the same series.
@@ -19,7 +19,6 @@ import numpy as np
 from data_pipelines.series import DOMAINS
 from data_pipelines.shards import INDEX
 from data_pipelines.synthetic import prior
-from data_pipelines.synthetic.chunk import CHUNK
 from toto_train.config import DataConfig
 from toto_train.data.source_order import Windows
 
@@ -38,9 +37,10 @@ def parts_of(width: int, variates: int) -> list[int]:
 
 def windows_of(family: str, seed: int, number: int, variates: int) -> dict[int, int]:
     """Position -> variates of every window of a chunk."""
+    first = number * prior.FAMILIES[family].count
     return {
-        (number * CHUNK + row) * PARTS + k: width
-        for row, of in enumerate(prior.widths(family, seed, number).tolist())
+        index * PARTS + k: width
+        for index, of in enumerate(prior.widths(family, seed, number).tolist(), start=first)
         for k, width in enumerate(parts_of(of, variates))
     }
 
@@ -110,8 +110,8 @@ def _shape(family: str, seed: int, variates: int) -> tuple[int, float]:
     rows = (
         sum(_needed(of.values(), variates) for of in chunks) // _SAMPLE
     )  # an empty slot costs more than a lost series
-    hands = [hand for number in range(_SAMPLE) for hand in deal(family, seed, number, variates, rows)]
-    return rows, sum(chunks[p // PARTS // CHUNK][p] for hand in hands for p in hand) / len(hands)
+    taken = [of[p] for k, of in enumerate(chunks) for hand in deal(family, seed, k, variates, rows) for p in hand]
+    return rows, sum(taken) / (_SAMPLE * rows)
 
 
 def _needed(widths: Iterable[int], variates: int) -> int:
@@ -125,6 +125,11 @@ def _needed(widths: Iterable[int], variates: int) -> int:
     return len(room)
 
 
+def _number(family: str, position: int) -> int:
+    """The chunk that holds a window."""
+    return position // PARTS // prior.FAMILIES[family].count
+
+
 class PriorSet:
     """Makes the series of families by position: the counterpart of ShardSet, with a family's name for a source.
 
@@ -134,6 +139,10 @@ class PriorSet:
     def __init__(self, config: DataConfig, seed: int):
         self.seed, self.variates, self.length, self.lanes = seed, config.variates, config.length, config.lanes
         self._stock: dict[tuple[str, int], tuple[int, dict[int, tuple[np.ndarray, float]]]] = {}
+        """(family, lane) -> chunk, its windows: values [V, T] and interval by position."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stock": {}}
 
     @property
     def fingerprint(self) -> str:
@@ -144,9 +153,6 @@ class PriorSet:
         """Raises ValueError for an unknown family."""
         prior.widths(name, self.seed, 0)
         return Family(label, name, self.seed, self.variates, self.length, self.lanes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_stock": {}}
 
     def entries(self, family: str, positions: Sequence[int]) -> np.ndarray:
         """INDEX entries of windows of one chunk; where they lie is left zero, and points say all are observed."""
@@ -174,21 +180,21 @@ class PriorSet:
 
     def shard_name(self, family: str, position: int) -> str:
         """What stands for a file: the chunk, and which part of a series wider than a row it is."""
-        index, part = divmod(position, PARTS)
-        return f"{family} chunk {index // CHUNK}" + (f", part {part + 1}" if part else "")
+        part = position % PARTS
+        return f"{family} chunk {_number(family, position)}" + (f", part {part + 1}" if part else "")
 
     def where(self, family: str, position: int) -> str:
         return self.shard_name(family, position)
 
     def _held(self, family: str, positions: Sequence[int]) -> dict[int, tuple[np.ndarray, float]]:
         """The windows in stock of the chunk of `positions`, those among them; the chunk is made where any is not."""
-        number = positions[0] // PARTS // CHUNK
-        lane = family, number % self.lanes
-        known, held = self._stock.get(lane, (-1, {}))
+        number = _number(family, positions[0])
+        place = family, number % self.lanes
+        known, held = self._stock.get(place, (-1, {}))
         if known != number or any(p not in held for p in positions):
-            self._stock[lane] = (-1, {})  # gives its memory back first
+            held.clear()  # gives the memory back first
             held = self._make(family, number)
-            self._stock[lane] = number, held
+            self._stock[place] = number, held
         return held
 
     def _make(self, family: str, number: int) -> dict[int, tuple[np.ndarray, float]]:
@@ -200,10 +206,10 @@ class PriorSet:
         rows, _ = _shape(family, self.seed, self.variates)
         out = {}
         for position in sorted({p for hand in deal(family, self.seed, number, self.variates, rows) for p in hand}):
-            index, part = divmod(position, PARTS)
-            values = made.values[index % CHUNK]
+            row, part = position // PARTS % len(made.values), position % PARTS
+            values = made.values[row]
             of = parts_of(len(values), self.variates)
             top = sum(of[:part])
             # a copy: a view would keep all of the chunk as long as one window is left
-            out[position] = values[top : top + of[part]].copy(), float(made.intervals[index % CHUNK])
+            out[position] = values[top : top + of[part]].copy(), float(made.intervals[row])
         return out
