@@ -1,8 +1,8 @@
 """Observability-shaped series: what monitoring sees of 1 to 8 hosts that share a load.
 
-Our own law (no published source). A group is a fleet (.6: one metric, many hosts) or a service (.4: many metrics of
-one load). Seven metrics answer the load: utilisation, request rate, counter rate, latency, memory, errors, replicas.
-Then come the accidents of measuring: rounding, missed scrapes, outages of the collector.
+Our own law (no published source), adjusted against real sources with scripts/realism.py. A group is a fleet (.6: one
+metric, many hosts) or a service (.4: many metrics of one load). Seven metrics answer the load (telemetry_metrics), six
+have a life of their own (telemetry_own). Then come the accidents of measuring (telemetry_measured).
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ def test_features_name_what_is_wrong() -> None:
         features(np.full((1, 300), np.nan))
 
 
+@pytest.mark.slow
 def test_the_classifier_tells_what_differs_and_only_that() -> None:
     """Six sources of one law against more of it (A/A), and against a law of its own.
 
