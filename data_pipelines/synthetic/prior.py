@@ -102,7 +102,11 @@ FAMILIES: dict[str, Family] = {
 # What couplers couple, by share. Written out, so that a new family does not change the series of every coupler.
 COUPLED = {
     "telemetry": 3.0,
-    "kernel": 2.0,
+    "kernel": 1.0,
+    "gp": 1.0,
+    "ou": 1.0,
+    "rhythm": 0.5,
+    "topology": 0.5,
     "forecast_pfn": 1.0,
     "sinewave": 1.0,
     "sawtooth": 0.5,
