@@ -1,11 +1,15 @@
-"""What ranks tell each other."""
+"""What ranks tell each other and how long they wait for it."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from toto_train.checkpoint_saver import Saver
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError, RunStopped
 from toto_train.environment import LaunchError
@@ -45,3 +49,21 @@ def heard(rank, world):
 def test_every_rank_raises_what_rank_0_raised_in_the_same_words(processes):
     expected = [(type(error), str(error), vars(error)) for error in ERRORS]
     assert processes(2, heard) == [expected, expected]
+
+
+def patience(rank, world, folder):
+    """Seconds after which the messages of each group are given up, of a run whose ranks may take three hours."""
+    config = of_ranks("hsdp", world, "parallel.shards=1", "parallel.timeout=10800", "parallel.first_timeout=100")
+    with join(config, "cpu") as ranks:
+        groups = {name: ranks.mesh.get_group(name) for name in ranks.mesh.mesh_dim_names}
+        saver = Saver(folder, config)
+        groups |= {"all": dist.group.WORLD, "saves": saver.group}
+        found = {name: g._get_backend(torch.device("cpu")).options._timeout for name, g in groups.items()}
+        saver.close()
+    return found
+
+
+def test_no_group_gives_up_before_the_watchdog_speaks(processes, tmp_path):
+    for found in processes(2, patience, tmp_path):
+        assert set(found) == {"replicate", "shard", "all", "saves"}
+        assert set(found.values()) == {timedelta(seconds=2 * 10800)}, found
