@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 import uuid
 import warnings
@@ -244,6 +245,9 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     module.watchdog = Watchdog(folder / f"stack-rank{module.ranks.rank}.txt")
     try:
         trainer.fit(module, datamodule=data)
+    except SystemExit as error:  # what Lightning makes of a second Ctrl-C: status 1, as if something had failed
+        message = "stopped at once, without another save; the same command goes on from the last checkpoint"
+        raise RunStopped(message, 128 + signal.SIGINT) from error
     finally:
         module.watchdog.stop()
     if module.position.step < total:
