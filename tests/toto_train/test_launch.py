@@ -136,3 +136,10 @@ def test_stacks_that_another_node_is_removing_are_none(tmp_path):
     (tmp_path / "stack-rank1.txt").touch()  # of a rank that runs
     (tmp_path / "stack-rank2.txt").symlink_to("gone")  # listed, and not there when it is looked at
     assert [p.name for p in stacks(tmp_path)] == ["stack-rank0.txt"]
+
+
+def test_a_run_folder_that_cannot_be_made_is_said_before_any_rank_starts(tmp_path):
+    (tmp_path / "runs").touch()
+    config = Config(name="mine", out=str(tmp_path / "runs"), parallel=ParallelConfig("ddp", 2, device="cpu"))
+    with pytest.raises(OSError, match=rf"cannot write the run folder {tmp_path / 'runs' / 'mine'}: Not a directory; "):
+        launch.launch(config)
