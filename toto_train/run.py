@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import logging
-import math
 import os
 import shutil
 import signal
@@ -220,9 +219,9 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    best = checkpoint_files.best(folder, validation.fingerprint if validation is not None else "")
-    record = checkpoint_files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
-    validating = Validation(validation, record["best"], record["bound"])
+    validating = Validation(
+        validation, *checkpoint.best_so_far(folder, validation.fingerprint if validation is not None else "")
+    )
     every, first = config.logger.every_steps, module.ranks.first
     profiling = Profiling(config.profile, folder / "profile", start)
     communication = Communication(profiling.steps)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from toto_train.checkpoint import best_so_far
+from toto_train.checkpoint_files import write_meta
 from toto_train.checkpoint_saver import Saver
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError, RunStopped
@@ -67,3 +69,17 @@ def test_no_group_gives_up_before_the_watchdog_speaks(processes, tmp_path):
     for found in processes(2, patience, tmp_path):
         assert set(found) == {"replicate", "shard", "all", "saves"}
         assert set(found.values()) == {timedelta(seconds=2 * 10800)}, found
+
+
+def seen(rank, world, folder):
+    """Best score so far, of ranks to whom the disk shows different checkpoints: rank 1 sees none."""
+    with join(of_ranks("ddp", world), "cpu"):
+        return best_so_far(folder if rank == 0 else folder / "not-yet", "windows")
+
+
+def test_ranks_begin_with_the_same_best_score_whatever_their_disks_show(processes, tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    record = {"mwql": 0.9, "mase": 1.0, "best": 0.9, "bound": 0.95, "tasks": "windows"}
+    write_meta(checkpoint, {"step": 10, "validation": record})
+    assert processes(2, seen, tmp_path) == [(0.9, 0.95)] * 2

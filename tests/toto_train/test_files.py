@@ -31,5 +31,5 @@ def test_a_table_that_a_full_disk_does_not_take_is_named(tmp_path):
 
 
 def test_other_errors_inside_stay_what_they_are(tmp_path):
-    with pytest.raises(ConnectionResetError, match="^peer$"), whole(tmp_path / "file"):
+    with pytest.raises(ConnectionResetError, match=r"^peer$"), whole(tmp_path / "file"):
         raise ConnectionResetError("peer")
