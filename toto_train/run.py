@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import logging
@@ -178,6 +179,10 @@ def open_folder(config: Config) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError([f"name={config.name!r}: another run is writing {folder}"]) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):  # Lustre without -o flock, say
+                    raise
+                log.warning("%s is on a disk that locks no files: start no second run of this name", folder)
             if config.fresh:
                 _clear(folder)
             if not (folder / "config.yaml").exists():

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from toto_train import checkpoint, checkpoint_files
+from toto_train.config import Config
+from toto_train.run import open_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -282,6 +284,20 @@ def test_two_runs_of_one_name_do_not_share_a_folder(small_job, train_py, tmp_pat
         done = train_py(*small_job)
     assert done.returncode == 2
     assert "another run is writing" in done.stderr
+
+
+def test_a_disk_that_locks_no_files_is_said_and_used(tmp_path, monkeypatch, caplog):
+    """Lustre mounted without -o flock."""
+    import errno
+    import fcntl
+
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with open_folder(Config(name="mine", out=str(tmp_path))) as folder:
+        assert (folder / "config.yaml").is_file()
+    assert f"{tmp_path / 'mine'} is on a disk that locks no files" in caplog.text
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(small_job, train_py, tmp_path):
