@@ -5,8 +5,10 @@ What ranks agree on at the edge of a step goes through host memory (gloo, also b
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from toto_train.files import write_text
 from toto_train.rendezvous import meet, name_ranks
 
 T = TypeVar("T")
+PARTING = 120.0
+"""Seconds for ranks to part in, after which a rank writes its stack and ends with status 1."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,12 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
             dist.distributed_c10d._set_pg_timeout(limit, mesh.get_group(dim))
         yield Ranks(here, rank, local_rank, world, mesh)
     finally:
-        dist.destroy_process_group()
+        # parting waits for messages on their way, which may be to ranks that are gone, and the watchdog has stopped
+        faulthandler.dump_traceback_later(PARTING, exit=True, file=sys.__stderr__ or sys.stderr)
+        try:
+            dist.destroy_process_group()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def message_timeout(config: Config) -> timedelta:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from toto_train.config import Config, ConfigError, RunStopped
 from toto_train.environment import LaunchError
 from toto_train.ranks import join
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.distributed
 
 ERRORS = [
@@ -29,7 +32,7 @@ ERRORS = [
 def of_ranks(mode: str, world: int, *more: str) -> Config:
     overrides = [f"parallel={mode}", f"parallel.devices={world}", "parallel.device=cpu", "parallel.precision=fp32"]
     shared = ["micro_rows=2", "plan=true", *more]
-    return config_from_overrides([*overrides, *shared], Path(__file__).parents[2] / "configs")
+    return config_from_overrides([*overrides, *shared], ROOT / "configs")
 
 
 def heard(rank, world):
@@ -83,3 +86,20 @@ def test_ranks_begin_with_the_same_best_score_whatever_their_disks_show(processe
     record = {"mwql": 0.9, "mase": 1.0, "best": 0.9, "bound": 0.95, "tasks": "windows"}
     write_meta(checkpoint, {"step": 10, "validation": record})
     assert processes(2, seen, tmp_path) == [(0.9, 0.95)] * 2
+
+
+def test_a_rank_that_cannot_part_from_the_others_ends_all_the_same():
+    code = """
+import time
+import torch.distributed as dist
+from toto_train import ranks
+from toto_train.config import Config, ParallelConfig
+ranks.PARTING = 0.5
+dist.destroy_process_group = lambda: time.sleep(1000)
+with ranks.join(Config(parallel=ParallelConfig("fsdp2")), "cpu"):
+    raise ValueError("the reason")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.500000)!" in done.stderr
+    assert "in join" in done.stderr
