@@ -8,6 +8,7 @@ draws from no global generator. Schedules are functions of the step. `checkpoint
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,20 @@ def latest_good(run: Path) -> tuple[Path, dict[str, Any]] | None:
     if whole is not None:
         from_first(partial(_set_aside, bad, whole[0]))
     return whole
+
+
+def best_so_far(folder: Path, tasks: str) -> tuple[float, float]:
+    """Lowest MWQL of a run on the validation windows of a fingerprint, and its bound, as rank 0 finds them.
+
+    Ranks to whom a shared disk shows other files would choose, and save, at other steps, and wait for each other.
+    """
+
+    def read() -> tuple[float, float]:
+        best = files.best(folder, tasks)
+        record = files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
+        return record["best"], record["bound"]
+
+    return from_first(read)
 
 
 def _meta_or_problem(folder: Path) -> dict[str, Any] | str:

@@ -25,6 +25,7 @@ from toto_train.checkpoint_storage import Files, HostCopy, is_first, reasons, wr
 from toto_train.config import Config, RunStopped
 from toto_train.files import whole_folder
 from toto_train.model.toto import Toto
+from toto_train.ranks import message_timeout
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Saver:
 
     def __init__(self, run: Path, config: Config, fingerprint: str = "", data: dict[str, Any] | None = None):
         self.run, self.config, self.fingerprint, self.data = run, config, fingerprint, data or {}
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group = dist.new_group(backend="gloo", timeout=message_timeout(config)) if dist.is_initialized() else None
         """Of the thread that writes, whose messages must not mix with those of training."""
         self._buffers: dict[MetadataIndex, Tensor] | None = {} if config.checkpoint.asynchronous else None
         self._pending: Future[Any] | None = None

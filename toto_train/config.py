@@ -26,6 +26,9 @@ class ConfigError(ValueError):
         self.problems = problems
         super().__init__("\n".join(f"config: {p}" for p in problems))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return type(self), (self.problems,)  # an exception is otherwise made anew of its message, where ranks share it
+
 
 GAVE_UP = 3
 """Exit status of a run that its guards stopped."""
@@ -37,6 +40,9 @@ class RunStopped(Exception):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple[type[RunStopped], tuple[str, int]]:
+        return type(self), (str(self), self.status)
 
 
 @dataclass

@@ -31,6 +31,9 @@ class LaunchError(ValueError):
         self.problems, self.agreed = problems, agreed
         super().__init__("\n".join(problems))
 
+    def __reduce__(self) -> tuple[type[LaunchError], tuple[list[str], bool]]:
+        return type(self), (self.problems, self.agreed)
+
 
 def check_environment(config: Config, device: str) -> None:
     """Raise LaunchError with everything wrong about the place of this rank that its environment gives.

@@ -46,9 +46,14 @@ def launch(config: Config) -> None:
     if p.devices == 1:
         _here(config)
         return
-    file = Path(config.out) / config.name / "launch.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, to_yaml(config))
+    folder = Path(config.out) / config.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = write_text(folder / "launch.yaml", to_yaml(config))
+    except OSError as error:
+        raise OSError(
+            f"cannot write the run folder {folder}: {error.strerror}; choose another out= or name="
+        ) from error
     run_ranks(file, config, Place(port=free_port()))
 
 

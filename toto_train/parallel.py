@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor
@@ -101,6 +101,9 @@ def trainer(config: Config, ranks: Ranks, max_steps: int, **options: Any) -> pl.
     # before every micro batch Lightning broadcasts whether rank 0 was asked to stop, and waits for the device;
     # module.end_step settles that once a step, for all ranks and through host memory
     made.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    # its handler of SIGTERM broadcasts wherever the signal finds a rank, which no other rank expects; before the first
+    # step (`Saving` takes over there) and after the last a signal simply ends the process
+    made._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return made
 
 
@@ -108,7 +111,8 @@ def _strategy(config: Config, ranks: Ranks) -> dict[str, Any]:
     """What the trainer is to be told of the ranks."""
     p, accelerator = config.parallel, "gpu" if ranks.device.type == "cuda" else "cpu"
     if p.mode == "single":
-        return {"accelerator": accelerator, "devices": 1}
+        # else Lightning takes tasks of SLURM around it for ranks, and refuses some
+        return {"accelerator": accelerator, "devices": 1, "plugins": [LightningEnvironment()]}
     chosen: Strategy
     if p.mode == "deepspeed":
         chosen = ZeroStrategy(config, ranks.device)

@@ -5,8 +5,10 @@ What ranks agree on at the edge of a step goes through host memory (gloo, also b
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from toto_train.files import write_text
 from toto_train.rendezvous import meet, name_ranks
 
 T = TypeVar("T")
+PARTING = 120.0
+"""Seconds for ranks to part in, after which a rank writes its stack and ends with status 1."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +118,7 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
         here = torch.device("cuda", local_rank)
         torch.cuda.set_device(here)
     store = meet(facts(config, device), p.rendezvous_timeout)
-    # the watchdog speaks first: it knows where every rank stands
-    limit = timedelta(seconds=2 * max(p.timeout, p.first_timeout))
+    limit = message_timeout(config)
     store.set_timeout(limit)
     # gloo beside NCCL: what ranks agree on at the edge of a step, and checkpoints, go through host memory
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "cpu:gloo"
@@ -129,9 +132,22 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
         elif mode == "hsdp":
             shards = p.shards or p.devices
             mesh = init_device_mesh(device, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
+        for dim in range(mesh.ndim if mesh is not None else 0):  # groups of a mesh have torch's default, 30 minutes
+            dist.distributed_c10d._set_pg_timeout(limit, mesh.get_group(dim))
         yield Ranks(here, rank, local_rank, world, mesh)
     finally:
-        dist.destroy_process_group()
+        # parting waits for messages on their way, which may be to ranks that are gone, and the watchdog has stopped
+        faulthandler.dump_traceback_later(PARTING, exit=True, file=sys.__stderr__ or sys.stderr)
+        try:
+            dist.destroy_process_group()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def message_timeout(config: Config) -> timedelta:
+    """How long a message between ranks may take: longer than any step, so that the watchdog, which knows where every
+    rank stands, speaks first."""
+    return timedelta(seconds=2 * max(config.parallel.timeout, config.parallel.first_timeout))
 
 
 def check_shared(folder: Path, ranks: Ranks, patience: float = 10.0) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import logging
-import math
 import os
 import shutil
+import signal
 import sys
 import uuid
 import warnings
@@ -180,6 +181,10 @@ def open_folder(config: Config) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError([f"name={config.name!r}: another run is writing {folder}"]) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):  # Lustre without -o flock, say
+                    raise
+                log.warning("%s is on a disk that locks no files: start no second run of this name", folder)
             if config.fresh:
                 _clear(folder)
             if not (folder / "config.yaml").exists():
@@ -221,9 +226,9 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     """Train from the module's position to the end of the schedule. Raises RunStopped where a signal ended it before."""
     config, start = module.config, module.position.step
     total = config.schedule.max_steps
-    best = checkpoint_files.best(folder, validation.fingerprint if validation is not None else "")
-    record = checkpoint_files.read_meta(best)["validation"] if best else {"best": math.inf, "bound": math.inf}
-    validating = Validation(validation, record["best"], record["bound"])
+    validating = Validation(
+        validation, *checkpoint.best_so_far(folder, validation.fingerprint if validation is not None else "")
+    )
     every, first = config.logger.every_steps, module.ranks.first
     profiling = Profiling(config.profile, folder / "profile", start)
     communication = Communication(profiling.steps)
@@ -246,6 +251,9 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
     module.watchdog = Watchdog(folder / f"stack-rank{module.ranks.rank}.txt")
     try:
         trainer.fit(module, datamodule=data)
+    except SystemExit as error:  # what Lightning makes of a second Ctrl-C: status 1, as if something had failed
+        message = "stopped at once, without another save; the same command goes on from the last checkpoint"
+        raise RunStopped(message, 128 + signal.SIGINT) from error
     finally:
         module.watchdog.stop()
     if module.position.step < total:

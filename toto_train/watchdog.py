@@ -35,4 +35,12 @@ class Watchdog:
 
 def stacks(folder: Path) -> list[Path]:
     """What watchdogs wrote into a run folder."""
-    return sorted(path for path in folder.glob("stack-rank*.txt") if path.stat().st_size)
+    return sorted(path for path in folder.glob("stack-rank*.txt") if _size(path))
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 where another node, or the rank, has just removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from toto_train import checkpoint, checkpoint_files
+from toto_train.config import Config
+from toto_train.run import open_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e
@@ -247,6 +249,31 @@ def test_a_stopped_run_saves_says_so_and_goes_on_from_there(small_job, train_py,
     assert int(rows(run)[-1]["step"]) == step + 6
 
 
+def test_a_second_ctrl_c_stops_at_once_with_the_status_of_one(small_job, tmp_path):
+    """Waiting for data that take long: no step ends meanwhile, so the first Ctrl-C alone would wait as well."""
+    job = [*small_job, "validate_every=0", "data.workers=0", "report=false"]
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from toto_train import cli
+from toto_train.data.rows import Rows
+made = Rows.batch
+def batch(self, numbers, out=None):
+    if numbers[0] >= 16:  # of the fifth step; the checkpoint of the fourth is whole by then
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(100)
+    return made(self, numbers, out)
+Rows.batch = batch
+sys.exit(cli.main({job}, Path({str(ROOT / "configs")!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 130, done.stderr
+    assert "stopped at once, without another save; the same command goes on" in done.stderr
+    assert [p.name for p in checkpoint_files.folders(tmp_path / "runs" / "small")] == ["step-00000004"]
+
+
 def test_two_runs_of_one_name_do_not_share_a_folder(small_job, train_py, tmp_path):
     import fcntl
 
@@ -257,6 +284,20 @@ def test_two_runs_of_one_name_do_not_share_a_folder(small_job, train_py, tmp_pat
         done = train_py(*small_job)
     assert done.returncode == 2
     assert "another run is writing" in done.stderr
+
+
+def test_a_disk_that_locks_no_files_is_said_and_used(tmp_path, monkeypatch, caplog):
+    """Lustre mounted without -o flock."""
+    import errno
+    import fcntl
+
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with open_folder(Config(name="mine", out=str(tmp_path))) as folder:
+        assert (folder / "config.yaml").is_file()
+    assert f"{tmp_path / 'mine'} is on a disk that locks no files" in caplog.text
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(small_job, train_py, tmp_path):

@@ -5,10 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from toto_train.config import ConfigError
 from toto_train.jobs import Cluster, Job, prepare, write_manifest, write_sbatch
+from toto_train.planning.describe import describe
 from toto_train.rank import read
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,23 @@ def test_gpus_of_a_node_are_the_devices_of_the_run(small_job):
     asked = options(write_sbatch(job, {"gres": "gpu:h100:4"}, "python"))
     assert "gres=gpu:h100:4" in asked
     assert not any(option.startswith("gpus-per-node") for option in asked)
+
+
+def test_a_job_for_gpus_is_not_priced_as_one_of_the_login_nodes_cpu(small_job, monkeypatch):
+    """It read 942,000 hours for a run that takes days."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    overrides = [arg for arg in small_job if not arg.startswith("parallel.device=")]
+    queued = [*overrides, "global_rows=8", "micro_rows=1", "parallel=fsdp2", "parallel.devices=8"]
+    text = describe(prepare(queued, ROOT / "configs").config)
+    assert "8 x GPU, fsdp2" in text
+    assert "memory of a rank" in text
+    assert "CPU" not in text
+    assert "hours" not in text
+    assert "hardware.gpu=h100, say, names that of the job" in text
+    priced = describe(prepare([*queued, "hardware.gpu=h100"], ROOT / "configs").config)
+    assert "GPU-hours" in priced
+    memory = [text[text.index("memory of a rank") :].splitlines()[:8] for text in (text, priced)]
+    assert memory[0] == memory[1]
 
 
 def test_names_with_blanks_and_percent_signs_stay_whole(small_job):

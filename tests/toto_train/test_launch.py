@@ -13,6 +13,7 @@ import pytest
 from toto_train import launch
 from toto_train.config import Config, ConfigError, ParallelConfig
 from toto_train.node import find_place
+from toto_train.watchdog import stacks
 
 
 def watch(source: str, ranks: int = 3) -> tuple[int, str]:
@@ -128,3 +129,17 @@ def test_a_node_that_does_not_know_its_place_says_all_it_lacks(monkeypatch, envi
         find_place(Config(parallel=ParallelConfig(mode="ddp", devices=2, nodes=2)))
     assert len(error.value.problems) == len(expected)
     assert all(map(str.startswith, error.value.problems, expected))
+
+
+def test_stacks_that_another_node_is_removing_are_none(tmp_path):
+    (tmp_path / "stack-rank0.txt").write_text("Thread 1")
+    (tmp_path / "stack-rank1.txt").touch()  # of a rank that runs
+    (tmp_path / "stack-rank2.txt").symlink_to("gone")  # listed, and not there when it is looked at
+    assert [p.name for p in stacks(tmp_path)] == ["stack-rank0.txt"]
+
+
+def test_a_run_folder_that_cannot_be_made_is_said_before_any_rank_starts(tmp_path):
+    (tmp_path / "runs").touch()
+    config = Config(name="mine", out=str(tmp_path / "runs"), parallel=ParallelConfig("ddp", 2, device="cpu"))
+    with pytest.raises(OSError, match=rf"cannot write the run folder {tmp_path / 'runs' / 'mine'}: Not a directory; "):
+        launch.launch(config)

@@ -2,10 +2,12 @@
 
 import math
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from toto_train.model.decoder import MaskFlags
 from toto_train.module import TrainingModule
 from toto_train.objective import loss_sum
 from toto_train.optim.recipe import build_optimizer
-from toto_train.parallel import build, whole
+from toto_train.parallel import build, trainer, whole
 from toto_train.ranks import ALONE
 
 
@@ -268,3 +270,20 @@ def test_averaged_weights_follow_the_weights_and_are_what_is_validated():
     assert averaged is not m.model
     assert all(torch.equal(p, m.ema[name]) for name, p in averaged.named_parameters())
     assert whole(m.model) is m.model
+
+
+def test_a_cluster_around_one_process_and_its_signals_are_none_of_lightnings_business(monkeypatch):
+    """Inside an allocation of SLURM with several tasks; a handler of Lightning's would broadcast in the middle of
+    whatever SIGTERM meets."""
+    for name, value in {"SLURM_JOB_NAME": "train", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    here, handlers = module(), []
+
+    class Watch(pl.Callback):
+        def on_train_start(self, trainer, module):
+            handlers.append([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)])
+
+    made = trainer(here.config, ALONE, 1, callbacks=[Watch()], logger=False)
+    made.fit(here, train_dataloaders=map(dict, [batch()]))
+    assert here.position.step == 1
+    assert handlers == [[signal.SIG_DFL, signal.SIG_DFL]]

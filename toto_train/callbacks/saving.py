@@ -34,7 +34,6 @@ class Saving(pl.Callback):
                 raise KeyboardInterrupt
             module.signal = number
 
-        # after Lightning set its own handlers, which stop in the middle of a step or exit with status 0
         self.former = {n: signal.signal(n, stop) for n in SIGNALS}
 
     def on_train_batch_end(

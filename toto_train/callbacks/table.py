@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toto_train.files import naming
+
 
 class Table:
     """Lines under named columns, the first of which is `step`; those after the step a run resumes from are cut."""
@@ -21,7 +23,7 @@ class Table:
             return
         kept = [row for row in self._whole() if int(row["step"]) <= start_step]
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
+        with naming(path), temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(kept)
@@ -39,5 +41,5 @@ class Table:
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append lines; a column may be left out of them. One write, so that a line is there or is not."""
         if self.writes:
-            with self.path.open("a", newline="") as file:
+            with naming(self.path), self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerows(rows)

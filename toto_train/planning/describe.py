@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 
+import torch
+
 from toto_train.config import Config
+from toto_train.hardware import GPUS
 from toto_train.model.toto import QUANTILES
 from toto_train.planning.advice import remedies, room
-from toto_train.planning.estimate import GIB, RESERVE, SLACK, Estimate, estimate
+from toto_train.planning.estimate import GIB, RESERVE, SLACK, Estimate, Target, estimate
 from toto_train.planning.memory import Held
 
 TRAINERS = {"normuon": "NorMuon", "deepspeed_muon": "DeepSpeed's Muon", "adamw": "AdamW"}
@@ -28,9 +32,21 @@ PARTS = {
 
 def describe(config: Config) -> str:
     """Raises ConfigError as `estimate` does."""
+    if config.parallel.device == "cuda" and config.hardware.gpu == "auto" and not torch.cuda.is_available():
+        return _elsewhere(config)
     priced = estimate(config)
     parts = [_facts(priced), f"{_memory(priced)}\n{_verdict(priced)}", _communication(priced), _time(priced)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _elsewhere(config: Config) -> str:
+    """Of a job that is queued from a machine without GPUs: what does not depend on which they are."""
+    priced = estimate(config, Target("GPU", math.inf, math.nan, GPUS["h100"]))  # bytes are the same on all with bf16
+    hint = (
+        "Whether it fits, how long it takes and what it costs depend on the GPU, and this machine has none: "
+        "hardware.gpu=h100, say, names that of the job."
+    )
+    return "\n\n".join(part for part in (_facts(priced), _memory(priced), _communication(priced), hint) if part)
 
 
 def loader_bytes(config: Config) -> int:
