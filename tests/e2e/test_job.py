@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from toto_train import checkpoint, checkpoint_files
 from toto_train.config import Config
-from toto_train.run import open_folder
+from toto_train.run_folder import open_folder
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.e2e

@@ -235,13 +235,25 @@ def read_all(c: Config, world: int) -> None:
 def test_each_chunk_is_made_once(made, world, workers, micro):
     """By one worker of one rank, which keeps it until its last row."""
     c = replace(
-        config({"telemetry": 1.0, "step": 1.0}, lanes=16, workers=workers, prefetch=4),
+        config({"telemetry": 1.0, "step": 1.0}, lanes=16, workers=workers, prefetch=8),
         schedule=ScheduleConfig(20), global_rows=16, micro_rows=micro,
     )  # fmt: skip
     read_all(c, world)
     times = made()
     assert len(times) >= 32
     assert set(times.values()) == {1}
+
+
+def test_rows_of_a_chunk_follow_each_other_in_their_lane():
+    """In all but the ends of leaves of 256 rows; by chance two neighbours would be of one chunk in 1 of 25 cases."""
+    order = Order(data({"step": 1.0, "spike": 24.0}, variates=32), 0)
+    for lane in (0, 3):
+        rows = [order.row(n) for n in range(lane, 4 * 256 * 8, 4)]
+        chunks = [spec.windows[0][0] // PARTS // CHUNK if spec.source == "made/step" else None for spec in rows]
+        pairs = [k for k, chunk in enumerate(chunks) if chunk is not None and chunk not in chunks[:k]]
+        together = [chunks[k] == chunks[k + 1] for k in pairs if k + 1 < len(chunks)]
+        assert len(together) > 30
+        assert np.mean(together) > 0.75
 
 
 def test_workers_without_lanes_of_their_own_are_told_of(made, caplog):

@@ -67,15 +67,16 @@ class Order:
             if any(w[name] > 0 for w in weights):
                 ratios[name] = (self._add_families if entry.families else self._add_entry)(name, entry)
         labels = [s.label for s in self._sources]
+        self._together = np.array([s.rows_of_chunk for s in self._sources])
+        block = {"block": _LEAF} if self.chunked else {}  # so long that rows of a chunk find each other in it
         self._stages: list[Stage] = []
         for k, (first, of) in enumerate(zip(starts, weights, strict=True)):
             shares = np.array([of[name] * r for name, ratio in ratios.items() for r in ratio])
             rows = starts[k + 1] - first if k + 1 < len(starts) else None
             name = f"data.stages.{first}" if k else "data.mixture"
-            self._stages.append(Stage(name, first, shares, labels, config.lanes, rows))
+            self._stages.append(Stage(name, first, shares, labels, config.lanes, rows, **block))
         self._starts = starts
         self._sliced = np.array([s.sliced for s in self._sources])
-        self._together = np.array([s.rows_of_chunk for s in self._sources])
         self._before = self._counts_before_stages()
         self.shares: dict[str, float] = dict(zip(labels, (self._stages[0].units / ONE).tolist(), strict=True))
         """Label -> share of rows in the first stage."""
@@ -182,15 +183,14 @@ class Order:
         sources = np.repeat(np.arange(len(counts)), counts)
         place, begin = np.arange(size), np.repeat(np.cumsum(counts) - counts, counts)
         rows = place - begin + np.repeat(base, counts)
-        # rows of a chunk that is made at once have one key, so they stay together and it need not be kept for long
+        # Rows of a chunk that is made at once share a key, so they stay together and it need not be kept for long. And a
+        # source's rows come in their order, wherever the shuffle puts them: neighbours read neighbouring bytes.
         leader = np.maximum(place - rows % self._together[sources], begin)
-        keys = mix(leader.astype(np.uint64), mix(low, key))
-        places = np.argsort(keys, kind="stable")
-        # a source's rows come in their order, wherever the shuffle put them: neighbours read neighbouring bytes
-        shuffled = sources[places]
-        numbers = np.empty_like(rows)
-        numbers[np.argsort(shuffled, kind="stable")] = rows
-        return shuffled, numbers
+        first = leader == place
+        keys = mix(place[first].astype(np.uint64), mix(low, key))
+        keys = keys[np.lexsort((keys, sources[first]))]
+        places = np.argsort(keys[np.cumsum(first) - 1], kind="stable")
+        return sources[places], rows[places]
 
     def wanted(self, first: int, end: int) -> np.ndarray:
         """[sources] share of each in rows first .. end-1 as the stages ask for it, in the order of `shares`."""

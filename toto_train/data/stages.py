@@ -18,9 +18,21 @@ _SHORTEST = 16
 
 
 class Stage:
-    """Quotas of the sources from row `first` on; m counts the rows of a lane since then."""
+    """Quotas of the sources from row `first` on; m counts the rows of a lane since then.
 
-    def __init__(self, name: str, first: int, shares: np.ndarray, labels: list[str], lanes: int, rows: int | None):
+    block: rows of a lane that are shuffled with each other at the least, where the stage is that long.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        first: int,
+        shares: np.ndarray,
+        labels: list[str],
+        lanes: int,
+        rows: int | None,
+        block: int = _SHORTEST,
+    ):
         self.name, self.first, self.lanes = name, first, lanes
         self.total = None if rows is None else rows // lanes
         if not shares.any():
@@ -41,6 +53,7 @@ class Stage:
                 f"{labels[rarest]} has {self.units[rarest] / ONE:.2g} of them; make the stage longer, or give the "
                 "source more weight or none"
             )
+        self.block = max(self.block, block if self.total is None else min(block, self.total))
 
     def block_of(self, m: int) -> tuple[int, int, int]:
         """(number, first m, rows per lane) of a block; the last of a stage takes in the remainder."""
