@@ -183,7 +183,7 @@ class Order:
         sources = np.repeat(np.arange(len(counts)), counts)
         place, begin = np.arange(size), np.repeat(np.cumsum(counts) - counts, counts)
         rows = place - begin + np.repeat(base, counts)
-        # Rows of a chunk that is made at once share a key, so they stay together and it need not be kept for long. And a
+        # Rows of a chunk that is made at once share a key, so they stay together and it need not be kept for long. A
         # source's rows come in their order, wherever the shuffle puts them: neighbours read neighbouring bytes.
         leader = np.maximum(place - rows % self._together[sources], begin)
         first = leader == place
