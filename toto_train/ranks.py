@@ -132,8 +132,9 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
         elif mode == "hsdp":
             shards = p.shards or p.devices
             mesh = init_device_mesh(device, (world // shards, shards), mesh_dim_names=("replicate", "shard"))
-        for group in mesh.get_all_groups() if mesh is not None else []:  # have torch's default, 30 minutes
-            dist.distributed_c10d._set_pg_timeout(limit, group)
+        if mesh is not None:
+            for group in mesh.get_all_groups():  # else with torch's default, 30 minutes
+                dist.distributed_c10d._set_pg_timeout(limit, group)
         yield Ranks(here, rank, local_rank, world, mesh)
     finally:
         # parting waits for messages on their way, which may be to ranks that are gone, and the watchdog has stopped

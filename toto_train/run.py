@@ -177,7 +177,12 @@ def fit(folder: Path, module: TrainingModule, data: RowDataModule, validation: T
         Garbage(),
     ]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    for harmless in (
+        ".*isinstance.treespec, LeafSpec.*",
+        "FSDP2-wrapped module .* returned a view",  # which nothing changes in place: the modes' losses are compared
+        ".*`torch.distributed.* is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message=harmless)
     logger = wandb_logger(config, folder) if module.ranks.first else False
     trainer = make_trainer(config, module.ranks, total - start, callbacks=callbacks, logger=logger)
     module.watchdog = Watchdog(folder / f"stack-rank{module.ranks.rank}.txt")

@@ -130,6 +130,17 @@ def test_a_run_killed_after_its_best_exports_the_same_best(small_job, train_py, 
     assert validated[0] == validated[1]
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_ranks_print_no_warnings_that_a_user_can_do_nothing_about(small_job, train_py, monkeypatch):
+    """Each would come from every rank."""
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    done = train_py(*small_job, "parallel=fsdp2", "parallel.devices=2", "parallel.precision=fp32", "validate_every=0",
+                    "report=false", "data.workers=0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
 def test_accumulation_gives_the_step_of_the_whole_batch(small_job, train_py, tmp_path):
     job = [*small_job, "heldout.path=''", "schedule.max_steps=6", "optimizer.normuon.orthogonalize_dtype=fp32"]
     for micro in (1, 4):
