@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from toto_train.checkpoint_files import LATEST
 from toto_train.cli import config_from_overrides
-from toto_train.config import Config, ConfigError, to_yaml
+from toto_train.config import GAVE_UP, Config, ConfigError, to_yaml
 from toto_train.files import write_text
 from toto_train.launch import SAVED
 
@@ -96,12 +97,19 @@ MASTER_ADDR=$$(scontrol show hostnames "$$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$$((10000 + SLURM_JOB_ID % 20000))
 echo "job $$SLURM_JOB_ID, start $${SLURM_RESTART_COUNT:-0}: $$SLURM_JOB_NODELIST, rank 0 at $$MASTER_ADDR:$$MASTER_PORT"
 
+# a node that failed, a rank that was killed or hung: worth another start where the run has got further in this one
+latest() { cat $latest 2> /dev/null; }
+before=$$(latest)
+
 # kill-on-bad-exit would send SIGTERM to ranks that did not start to train yet, which end with status $saved, too
 srun --kill-on-bad-exit=0 --cpus-per-task="$$SLURM_CPUS_PER_TASK" $srun\\
     bash -c 'NODE_RANK=$$SLURM_NODEID exec "$$@"' node $command
 status=$$?
 if [ "$$status" -eq $saved ]; then
     echo "job $$SLURM_JOB_ID was asked to stop and has saved; back into the queue"
+    scontrol requeue "$$SLURM_JOB_ID"
+elif [ "$$status" -ne 0 ] && [ "$$status" -ne 2 ] && [ "$$status" -ne $gave_up ] && [ "$$(latest)" != "$$before" ]; then
+    echo "job $$SLURM_JOB_ID failed with status $$status after $$(latest), which it has saved; back into the queue"
     scontrol requeue "$$SLURM_JOB_ID"
 fi
 exit "$$status"
@@ -138,6 +146,8 @@ def write_sbatch(job: Job, options: dict[str, str], python: str, setup: str = ""
             f"#SBATCH --{k}" + ("" if v == "true" else f"={shlex.quote(v)}") for k, v in all_options.items()
         ),
         saved=SAVED,
+        gave_up=GAVE_UP,
+        latest=shlex.quote(str((job.folder / "checkpoints" / LATEST).absolute())),
         cwd=shlex.quote(os.getcwd()),
         setup=setup,
         exports="\n".join(f"export {k}=${{{k}:-{v}}}" for k, v in job.environment.items()),

@@ -17,7 +17,10 @@ from toto_train.checkpoint_saver import Saver
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError, RunStopped
 from toto_train.environment import LaunchError
+from toto_train.optim.layout import local
+from toto_train.parallel import build
 from toto_train.ranks import join
+from toto_train.replicas import check_replicas
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.distributed
@@ -103,3 +106,26 @@ with ranks.join(Config(parallel=ParallelConfig("fsdp2")), "cpu"):
     assert done.returncode == 1
     assert "Timeout (0:00:00.500000)!" in done.stderr
     assert "in join" in done.stderr
+
+
+def copies(rank, world, mode, odd):
+    """What ranks say of copies of the weights, of which rank `odd`'s gets another last bit."""
+    config = of_ranks(mode, world, *(["parallel.shards=2"] if mode == "hsdp" else []), "model=nano", "global_rows=8")
+    with join(config, "cpu") as ranks:
+        model = build(config, ranks)
+        check_replicas(model, ranks, mode, 5)  # says nothing
+        if rank == odd:
+            with torch.no_grad():
+                local(model.layers[1].mlp.up.weight).view(torch.int32).flatten()[-1] ^= 1
+        try:
+            check_replicas(model, ranks, mode, 6)
+        except RunStopped as stopped:
+            return str(stopped)
+    return ""
+
+
+@pytest.mark.parametrize(("mode", "world", "found"), [("ddp", 2, True), ("hsdp", 4, True), ("fsdp2", 2, False)])
+def test_a_copy_that_differs_in_a_bit_stops_all_ranks(processes, mode, world, found):
+    said = processes(world, copies, mode, world - 1)
+    assert len(set(said)) == 1  # together, or some would wait for the others
+    assert ("at step 6" in said[0] and "layers.1.mlp.up.weight" in said[0]) == found

@@ -29,6 +29,7 @@ esac
 """
 ON_A_NODE = """#!/usr/bin/env bash
 echo "node $NODE_RANK of $MASTER_ADDR:$MASTER_PORT runs $* in $PWD with $OMP_NUM_THREADS threads, $TOKEN"
+eval "$SAVE"
 exit $STATUS
 """
 
@@ -112,6 +113,21 @@ def test_only_a_run_that_has_saved_goes_back_into_the_queue(job, run_sbatch, sta
     done = run_sbatch(write_sbatch(job, {}, "on_a_node"), STATUS=str(status))
     assert done.returncode == status, done.stderr
     assert ("requeued 40001" in done.stdout) == again
+
+
+@pytest.mark.parametrize(
+    ("status", "again"), [("1", True), ("137", True), ("2", False), ("3", False), ("0", False)]
+)  # fmt: skip
+def test_a_run_that_failed_starts_again_where_it_had_got_further(job, run_sbatch, status, again):
+    """A wrong setting and a run that its guards stopped would end the same way once more."""
+    latest = job.folder / "checkpoints" / "latest"
+    latest.parent.mkdir()
+    latest.write_text("step-00000004\n")
+    file = write_sbatch(job, {}, "on_a_node")
+    save = f"echo step-00000008 > {latest}"
+    done = run_sbatch(file, STATUS=status, SAVE=save)
+    assert ("requeued 40001" in done.stdout) == again, done.stdout
+    assert "requeued" not in run_sbatch(file, STATUS=status).stdout  # no further than before: nobody waits for a loop
 
 
 def test_every_node_is_told_its_place(job, run_sbatch):

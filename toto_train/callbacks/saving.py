@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from pathlib import Path
 from types import FrameType
@@ -11,9 +12,12 @@ import lightning.pytorch as pl
 
 from toto_train.callbacks.validation import Validation
 from toto_train.checkpoint_saver import Saver
-from toto_train.config import Config
+from toto_train.config import Config, RunStopped
 from toto_train.data.order import Order
 from toto_train.module import SIGNALS, TrainingModule
+from toto_train.replicas import check_replicas
+
+log = logging.getLogger(__name__)
 
 
 class Saving(pl.Callback):
@@ -48,6 +52,7 @@ class Saving(pl.Callback):
         chosen = record is not None and self.validation.chosen
         if module.stop or chosen or step % c.checkpoint.every_steps == 0 or step == c.schedule.max_steps:
             with module.set_aside():
+                check_replicas(module.model, module.ranks, c.parallel.mode, step)
                 self.saver.save(module.model, module.optimizer, module.position, record, module.extra)
         trainer.should_stop = trainer.should_stop or bool(module.stop)
 
@@ -58,6 +63,10 @@ class Saving(pl.Callback):
         self._leave()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        assert isinstance(module, TrainingModule)
+        if module.ranks.world > 1 and not isinstance(exception, RunStopped):
+            # at once: what Lightning does next may wait for messages to ranks that are gone
+            log.error("rank %d: %s: %s", module.ranks.rank, type(exception).__name__, exception)
         self._leave()
 
     def _leave(self) -> None:
