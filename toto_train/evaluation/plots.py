@@ -27,7 +27,7 @@ SERIES = tuple(f"#0103{k:02x}" for k in range(COLOURS))
 """One colour a forecaster or run; the first is the accent."""
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", ACCENT: "accent", SECOND: "second"}
 _VARIABLES |= {colour: f"c{k + 1}" for k, colour in enumerate(SERIES)}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "font.size": 9.5,
@@ -59,7 +59,7 @@ _BANDS = ((0, 8, 0.13), (1, 7, 0.13), (2, 6, 0.15), (3, 5, 0.17))
 
 def training_curve(x: np.ndarray, loss: np.ndarray, rate: np.ndarray | None, unit: str, name: str) -> str:
     """Training loss (raw and smoothed) over `x` in `unit`, with the learning rate below; arrays [N], NaN = absent."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.7, 3.0), layout="constrained")
         if rate is None:
             top, low = figure.subplots(), None
@@ -88,12 +88,12 @@ def training_curve(x: np.ndarray, loss: np.ndarray, rate: np.ndarray | None, uni
             low.set_ylabel("rate")
         (low or top).set_xlabel(unit)
         (low or top).xaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
-        return _svg(figure, name, "training loss and learning rate")
+        return svg(figure, name, "training loss and learning rate")
 
 
 def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: str, name: str) -> str:
     """One panel per validation measure: label -> (x [N], value [N]); the best value is marked."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.7, 3.0), layout="constrained")
         panels = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (label, (x, y)) in zip(panels, curves.items(), strict=True):
@@ -107,7 +107,7 @@ def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: st
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
-        return _svg(figure, name, "validation scores")
+        return svg(figure, name, "validation scores")
 
 
 def run_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str, unit: str, name: str) -> str:
@@ -116,7 +116,7 @@ def run_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str
     A run without values keeps its colour. Training loss is smoothed; of another measure the lowest value is marked.
     """
     loss, endings = measure == "training loss", []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.7, 3.4), layout="constrained")
         axes = figure.subplots()
         late = []
@@ -141,14 +141,14 @@ def run_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         _label_right(axes, endings)
-        return _svg(figure, name, f"{measure} of each run")
+        return svg(figure, name, f"{measure} of each run")
 
 
 def calibration(
     mean: np.ndarray, tasks: Sequence[np.ndarray], name: str, peers: Mapping[str, np.ndarray] | None = None
 ) -> str:
     """Observed against nominal coverage: mean over tasks [9], each task [9], and the mean of each peer [9]."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.9, 3.9), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
@@ -166,7 +166,7 @@ def calibration(
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
         _label_right(axes, endings)
-        return _svg(figure, name, "coverage of each quantile level")
+        return svg(figure, name, "coverage of each quantile level")
 
 
 def forecast(example: Example, name: str) -> str:
@@ -174,7 +174,7 @@ def forecast(example: Example, name: str) -> str:
     horizon = len(example.label)
     history = example.context[-min(len(example.context), max(2 * horizon, 16)) :]
     past, ahead = np.arange(-len(history), 0), np.arange(horizon)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.0, 2.1), layout="constrained")
         axes = figure.subplots()
         for low, high, alpha in _BANDS:
@@ -203,7 +203,7 @@ def forecast(example: Example, name: str) -> str:
         last.set_horizontalalignment("right")
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
-        return _svg(figure, name, f"{example.rank} forecast of {example.task}")
+        return svg(figure, name, f"{example.rank} forecast of {example.task}")
 
 
 def short_number(value: float) -> str:
@@ -294,7 +294,7 @@ def _fit_y(axes: Axes, core: np.ndarray, extra: np.ndarray, room: float = 0.25) 
     axes.set_ylim(low - 0.06 * height, high + 0.1 * height)
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg(figure: Figure, name: str, label: str) -> str:
     """Markup to put into HTML: no prolog, no metadata, ids of its own, CSS variables for colours and font."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
