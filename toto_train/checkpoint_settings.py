@@ -74,6 +74,20 @@ def changes(meta: dict[str, Any], config: Config) -> list[str]:
     return [f"{key}={now!r} (was {before!r})" for key, before, now in found if rule(key)[0] == "yes"]
 
 
+TRAINED = ("model", "objective", "seed", "global_rows", "data", "optimizer", "schedule", "ema_decay", "guards")
+"""Settings that decide which weights a run ends with."""
+IDLE = ("data.workers", "data.prefetch", "data.verify", "data.on_fault")
+
+
+def differing(saved: dict[str, Any], config: Config) -> list[str]:
+    """Settings of a finished run that a run with this config would have otherwise: 'seed=1 (was 0)'."""
+    return [
+        f"{key}={now!r} (was {before!r})"
+        for key, before, now in _differences(saved, config)
+        if key.partition(".")[0] in TRAINED and key not in IDLE
+    ]
+
+
 def _differences(saved: dict[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
     """(setting, value then, value now) where both are known and differ: an import has no optimizer, an older checkpoint
     not every setting."""

@@ -96,16 +96,26 @@ def _job(tree: DictConfig) -> None:
     """What Hydra runs: one job, whose folder, in a multirun, carries what distinguishes it."""
     facts = HydraConfig.get()
     what = facts.job.override_dirname if facts.mode == RunMode.MULTIRUN else ""
+    name = f"{tree.name or tree.model.name}-{what.replace('/', '.')}"
+    said: list[str] = []
 
     def job() -> None:
-        config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
-        if what:
-            config.name = f"{config.name}-{what.replace('/', '.')}"
-        _run(config)
+        try:
+            config = from_tree(OmegaConf.to_container(tree, resolve=True))  # type: ignore[arg-type]
+            if what:
+                config.name = name
+            _run(config)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+            raise
 
     status = guarded(job)
     if status and (not what or status in STOPPED):
         raise SystemExit(status)
+    if status:
+        from toto_train.launch import note_failure
+
+        note_failure(Path(tree.out) / name, said[-1])
     if status:
         raise TrialFailed(f"{what} ended with status {status}; its own message says why")
 

@@ -27,11 +27,15 @@ SAVED = 128 + signal.SIGTERM
 """Exit status of a run that was asked to stop and has saved: the same command goes on from there."""
 GRACE = 15.0
 """Seconds that ranks get to end by themselves once one of them has failed."""
+FAILED = "launch.failed"
+"""In a run's folder: why it ended that nobody asked to. Runs of a sweep leave it, the next start removes it."""
 
 
 def launch(config: Config) -> None:
     """Train. Raises ConfigError, RunStopped with an exit status, or what one process of a run raises."""
     p = config.parallel
+    if not config.plan:
+        (Path(config.out) / config.name / FAILED).unlink(missing_ok=True)
     if config.plan or "RANK" in os.environ or p.mode == "single":
         _here(config)
         return
@@ -55,6 +59,12 @@ def launch(config: Config) -> None:
             f"cannot write the run folder {folder}: {error.strerror}; choose another out= or name="
         ) from error
     run_ranks(file, config, Place(port=free_port()))
+
+
+def note_failure(folder: Path, message: str) -> None:
+    """Say in a run's folder why it failed, for the table of its sweep."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / FAILED, message.strip() + "\n")
 
 
 def _here(config: Config) -> None:
@@ -101,7 +111,7 @@ def watch(command: list[str], ranks: int, place: Place) -> tuple[int, str]:
             command,
             env={**env, "RANK": str(place.node * ranks + local), "LOCAL_RANK": str(local)},
             start_new_session=True,
-            preexec_fn=_die_with_us,
+            preexec_fn=die_with_parent,
         )
         for local in range(ranks)
     }
@@ -148,8 +158,8 @@ def _verdict(failed: dict[int, int]) -> tuple[int, str]:
     return status, f"rank {first} {how}, the run ends; the same command goes on from the last checkpoint"
 
 
-def _die_with_us() -> None:
-    """In a new rank: a launcher that is killed leaves none behind (Linux)."""
+def die_with_parent() -> None:
+    """In a new process, before it becomes another: a launcher that is killed leaves none behind (Linux)."""
     set_parent_death_signal = 1  # of prctl.h
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         libc.prctl(set_parent_death_signal, signal.SIGTERM)

@@ -138,6 +138,22 @@ def test_the_fine_tune_is_the_published_one_and_asks_for_its_weights():
     assert choose_source(config) is None
 
 
+@pytest.mark.parametrize(
+    ("experiment", "model", "steps"),
+    [("toto2_tiny", "tiny", 400_000), ("toto2_small", "small", 400_000), ("toto2_large", "large", 600_500),
+     ("toto2_xl", "xl", 600_500), ("toto2_xxl", "xxl", 600_500), ("toto1_mix", "tiny", 400_000)],
+)  # fmt: skip
+def test_the_published_recipe_by_size(experiment, model, steps):
+    config = compose(f"experiment={experiment}", "plan=true")
+    s, o = config.schedule, config.optimizer
+    assert (config.model.name, config.points_per_step) == (model, 8_388_608)
+    assert (s.max_steps, s.warmup_steps, s.decay_steps) == (steps, 6_000, 10_500)
+    assert (o.normuon.lr, o.adamw.lr, o.clip_norm) == (0.652, 0.012, 7.0)
+    shares = {name: entry.weight for name, entry in config.data.mixture.items()}
+    assert shares == ({"observability": 0.42, "synthetic": 0.33, "public": 0.25} if experiment == "toto1_mix"
+                      else {"corpus": 1.0})  # fmt: skip
+
+
 def test_mixture_entries_are_checked_too():
     tree = {"data": {"mixture": {"mine": {"weigth": 2, "path": "x"}}}}
     with pytest.raises(ConfigError, match=r"unknown key 'data\.mixture\.mine\.weigth'; did you mean 'weight'"):
