@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,13 @@ def test_wrong_folders_are_named(tmp_path):
     datasets.Dataset.from_dict({"value": [1]}).save_to_disk(str(tmp_path / "restaurant"))
     with pytest.raises(ValueError, match="restaurant is no dataset with the columns target and freq"):
         folders.Folder(tmp_path, "restaurant")
+
+
+def test_without_datasets_the_extra_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "hospital", seasonal([84], 0, 12), "M")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'toto-train\[eval\]'"):
+        folders.Folder(tmp_path, "hospital")
 
 
 def test_a_series_without_history_is_named(tmp_path):

@@ -76,14 +76,14 @@ def configurations(path: Path) -> list[Configuration]:
 
 
 @lru_cache(maxsize=1)
-def opened(path: Path, name: str) -> folders.Folder:
+def _opened(path: Path, name: str, version: str) -> folders.Folder:
     """The terms of a dataset follow each other: it is opened once."""
     return folders.Folder(path, name)
 
 
 def windows(c: Configuration, options: Options, context: int) -> Windows:
     """Side by side at the end of each series."""
-    store = opened(options.path, c.folder)
+    store = _opened(options.path, c.folder, fingerprint(c, options))
     horizon, lengths = horizon_of(c.folder, store.freq, c.term), store.index(c.folder)["length"]
     count = window_count(c.folder, int(lengths.min()), horizon)
     starts = side_by_side(lengths.tolist(), count * horizon, horizon, count)
