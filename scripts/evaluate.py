@@ -5,7 +5,7 @@ tasks=local every source, frequency and term of a folder of shards or Parquet fi
             tasks.terms=short,medium,long   tasks.groups=keep|split (variates forecast together or each alone)
             tasks.include= tasks.exclude= (globs of sources, with commas)   tasks.max_windows=20 (of one series)
             tasks.context=0 (steps of history; 0: what the model was trained on, less the horizon)
-tasks=gift_eval|boom|boomlet  a leaderboard by its own protocol, from its saved datasets at tasks.path
+tasks=gift_eval|boom|boomlet|fev|time  a leaderboard by its own protocol, from its datasets at tasks.path
             tasks.include= tasks.exclude= (globs of configurations, 'electricity/*')   tasks.terms= (default: all)
             tasks.groups=keep|split   tasks.context=0 (the benchmark's)   against=DIR (MODEL/all_results.csv of others)
 limit=0     most windows of one task, a fixed random choice; 0 scores all
@@ -64,7 +64,8 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "replace": False,
 }
-LOCAL_ONLY = ("engine", "tasks.max_windows", "draws", "examples", "baselines.context", "cache", "workers", "seed")
+LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "examples", "cache", "workers",
+              "seed", *(f"source.{key}" for key in TABLE_KEYS)]  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -5,7 +5,8 @@ Tables hold one row a configuration and one column a forecaster; `naive` names t
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,16 @@ def mean_ranks(table: pd.DataFrame) -> pd.Series:
     What is missing ranks last.
     """
     return table.rank(axis=1, method="average", na_option="bottom").mean()
+
+
+def ratio_summary(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """`relative` and `mean_ranks` of some metrics whose tables end with Seasonal Naive, as one part of a summary."""
+    naive = next(iter(tables.values())).columns[-1]
+    columns = {name: relative(table, naive) for name, table in tables.items()}
+    columns |= {f"{name} rank": mean_ranks(table) for name, table in tables.items()}
+    forecasters = {f: {name: float(column[f]) for name, column in columns.items()} for f in columns["MASE"].index}
+    left_out = {name: undefined(table, naive) for name, table in tables.items()}
+    return {"overall": {"forecasters": forecasters, "without_ratio": left_out}}
 
 
 def shifted_mean(values: pd.DataFrame) -> pd.Series:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,23 @@ class Benchmark:
     fingerprint: Callable[[Configuration, Options], str]
     """Tells whether the data of a configuration changed."""
     measure: Measure
+    columns: tuple[str, ...]
+    """Metrics that a table of the leaderboard must have."""
+    row: Callable[[str, Mapping[str, Any], Mapping[str, float]], dict[str, Any]]
+    """Forecaster, line of the results and its metrics there -> a row of the leaderboard's table."""
     summary: Callable[[Tables], dict[str, Any]]
-    """Metrics of all forecasters, the last column Seasonal Naive's -> {pool: {forecaster: {score: value}}}."""
+    """Metrics of all forecasters, the last column Seasonal Naive's -> {part: {forecasters: {name: {score: value}}}}."""
     naive: str = "seasonal_naive"
     """What the leaderboard calls Seasonal Naive."""
+    higher: bool = False
+    """The table begins with the highest scores."""
+
+
+PREFIX = "eval_metrics/"
+
+
+def plain_row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float], prefix: str = PREFIX) -> dict[str, Any]:
+    """A row of GIFT-Eval's all_results.csv."""
+    found: dict[str, Any] = {"dataset": line["configuration"], "model": name}
+    found |= {prefix + metric: value for metric, value in metrics.items()}
+    return found | {"domain": line["domain"], "num_variates": line["num_variates"]}

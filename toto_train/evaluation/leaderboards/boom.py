@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toto_train.evaluation.leaderboards import aggregate, folders, gift_eval
-from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Tables
-from toto_train.evaluation.leaderboards.measures import CRPS, MASE, pooled
+from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Tables, plain_row
+from toto_train.evaluation.leaderboards.measures import COLUMNS, CRPS, MASE, pooled
 from toto_train.evaluation.tasks import TERMS
 
 PROPERTIES = "boom_properties.json"
@@ -93,6 +94,11 @@ def summary(tables: Tables) -> dict[str, Any]:
     }
 
 
-_SAME = gift_eval.windows, gift_eval.fingerprint, pooled, summary, "seasonalnaive"
+def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
+    """GIFT-Eval's and a sixteenth column."""
+    return plain_row(name, line, metrics) | {"dataset_size": line["windows"]}
+
+
+_SAME = gift_eval.windows, gift_eval.fingerprint, pooled, COLUMNS, row, summary, "seasonalnaive"
 BOOM = Benchmark("BOOM", 2048, 7413, configurations, *_SAME)
 BOOMLET = Benchmark("BOOMLET", 2048, 96, boomlet_configurations, *_SAME)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from toto_train.evaluation.leaderboards import aggregate, folders
-from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options, Tables
-from toto_train.evaluation.leaderboards.measures import CRPS, MASE, pooled
+from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options, Tables, plain_row
+from toto_train.evaluation.leaderboards.measures import COLUMNS, CRPS, MASE, pooled
 from toto_train.evaluation.leaderboards.windows import Cut, Windows, side_by_side
 from toto_train.evaluation.tasks import TERMS, TEST_SHARE, Task
 
@@ -75,15 +75,19 @@ def configurations(path: Path) -> list[Configuration]:
     return found
 
 
+def opened(path: Path, name: str) -> folders.Folder:
+    """A dataset; its terms follow each other, so it is opened once."""
+    return _opened(path, name, folders.fingerprint(path / name))
+
+
 @lru_cache(maxsize=1)
 def _opened(path: Path, name: str, version: str) -> folders.Folder:
-    """The terms of a dataset follow each other: it is opened once."""
     return folders.Folder(path, name)
 
 
 def windows(c: Configuration, options: Options, context: int) -> Windows:
     """Side by side at the end of each series."""
-    store = _opened(options.path, c.folder, fingerprint(c, options))
+    store = opened(options.path, c.folder)
     horizon, lengths = horizon_of(c.folder, store.freq, c.term), store.index(c.folder)["length"]
     count = window_count(c.folder, int(lengths.min()), horizon)
     starts = side_by_side(lengths.tolist(), count * horizon, horizon, count)
@@ -98,13 +102,7 @@ def fingerprint(c: Configuration, options: Options) -> str:
 
 def summary(tables: Tables) -> dict[str, Any]:
     """MASE and CRPS: geometric mean of the ratios to Seasonal Naive, and mean rank."""
-    naive = tables[MASE].columns[-1]
-    scores = {"MASE": tables[MASE], "CRPS": tables[CRPS]}
-    columns = {name: aggregate.relative(table, naive) for name, table in scores.items()}
-    columns |= {f"{name} rank": aggregate.mean_ranks(table) for name, table in scores.items()}
-    left_out = {name: aggregate.undefined(table, naive) for name, table in scores.items()}
-    forecasters = {f: {name: float(column[f]) for name, column in columns.items()} for f in tables[MASE].columns}
-    return {"overall": {"forecasters": forecasters, "without_ratio": left_out}}
+    return aggregate.ratio_summary({"MASE": tables[MASE], "CRPS": tables[CRPS]})
 
 
-GIFT_EVAL = Benchmark("GIFT-Eval", 4096, 97, configurations, windows, fingerprint, pooled, summary)
+GIFT_EVAL = Benchmark("GIFT-Eval", 4096, 97, configurations, windows, fingerprint, pooled, COLUMNS, plain_row, summary)

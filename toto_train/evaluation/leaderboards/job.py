@@ -13,6 +13,7 @@ from typing import Any
 from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
 from toto_train.evaluation.leaderboards.boom import BOOM, BOOMLET
+from toto_train.evaluation.leaderboards.fev_bench import FEV
 from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
 from toto_train.evaluation.leaderboards.published import PUBLISHED
 from toto_train.evaluation.leaderboards.results import (
@@ -25,6 +26,7 @@ from toto_train.evaluation.leaderboards.results import (
     write_folder,
     write_scores,
 )
+from toto_train.evaluation.leaderboards.time_bench import TIME
 from toto_train.evaluation.leaderboards.windows import score
 from toto_train.evaluation.tasks import TERMS
 from toto_train.forecast import Forecaster, history_steps
@@ -32,7 +34,9 @@ from toto_train.ranks import pick_device
 
 log = logging.getLogger(__name__)
 
-BENCHMARKS: dict[str, Benchmark] = {"gift_eval": GIFT_EVAL, "boom": BOOM, "boomlet": BOOMLET}
+BENCHMARKS: dict[str, Benchmark] = {
+    "gift_eval": GIFT_EVAL, "boom": BOOM, "boomlet": BOOMLET, "fev": FEV, "time": TIME,
+}  # fmt: skip
 
 
 @dataclass
@@ -62,7 +66,7 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
     benchmark = BENCHMARKS[job.benchmark]
     check_out(job.out)
-    others = read_others(job.against)
+    others = read_others(job.against, benchmark.columns)
     chosen = _chosen(job, benchmark)
     device = pick_device(job.device)
     model, about, _ = load(job.model, job.checkpoint)
@@ -120,9 +124,12 @@ def _scored(benchmark: Benchmark, c: Configuration, job: LeaderboardJob, forecas
         "context": int(windows.windows["context"].max()),
         "series": rows.series,
         "windows": rows.windows,
+        "forecasts": len(rows.variate),
         "seconds_per_series": rows.seconds / max(len(rows.variate), 1),
-        "model": benchmark.measure(rows, rows.model),
-        NAIVE: benchmark.measure(rows, rows.naive),
+        **({"settings": c.settings} if c.settings else {}),
+        "seconds": rows.seconds,
+        "model": benchmark.measure(rows, rows.model, c.settings),
+        NAIVE: benchmark.measure(rows, rows.naive, c.settings),
     }
 
 
@@ -153,14 +160,14 @@ def _sum_up(
     }
     write_scores(job.out, benchmark, summary, lines, facts)
     for name, key in ((model, "model"), (benchmark.naive, NAIVE)):
-        write_folder(job.out, name, key, lines, benchmark.naive == BOOM.naive)
+        write_folder(job.out, name, key, lines, benchmark)
     share = f"{compared:,} of {benchmark.size:,} configurations"
     if job.options.limit:
         share += f", at most {job.options.limit} windows of each"
     for part, of in summary.items():
         published = PUBLISHED.get(job.benchmark, {}) if part != "unscaled" else {}
         note = f"{part} ({of['configurations']:,}), {share}" if "configurations" in of else f"{part}, {share}"
-        sys.stdout.write(text(benchmark.title, note, of["forecasters"], published) + "\n")
+        sys.stdout.write(text(benchmark, note, of["forecasters"], published) + "\n")
         for metric, left_out in of.get("without_ratio", {}).items():
             if left_out:
                 log.warning("%s leaves out %d configurations without a ratio: %s", metric, len(left_out), left_out[:9])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +16,11 @@ COLUMNS = ("MSE[mean]", "MSE[0.5]", "MAE[0.5]", MASE, "MAPE[0.5]", "sMAPE[0.5]",
            "ND[0.5]", CRPS)  # fmt: skip
 """Of GIFT-Eval's and BOOM's all_results.csv, behind the prefix eval_metrics/."""
 
-Measure = Callable[[Rows, Forecasts], dict[str, float]]
-"""The rows and what one forecaster scored on them -> metrics by name."""
+Measure = Callable[[Rows, Forecasts, Mapping[str, Any]], dict[str, float]]
+"""The rows, what one forecaster scored on them and the configuration's settings -> metrics by name."""
 
 
-def pooled(rows: Rows, forecasts: Forecasts) -> dict[str, float]:
+def pooled(rows: Rows, forecasts: Forecasts, settings: Mapping[str, Any] = MappingProxyType({})) -> dict[str, float]:
     """COLUMNS as gluonts gives them over all axes, which the mean stands for the median: quantile forecasts have none.
 
     As there, a metric without any point is NaN, and what is divided by labels that are all 0 is infinite (NaN for an
@@ -48,16 +50,18 @@ def pooled(rows: Rows, forecasts: Forecasts) -> dict[str, float]:
     return {name: float(value) for name, value in zip(COLUMNS, values, strict=True)}
 
 
-def of_fev(rows: Rows, forecasts: Forecasts) -> dict[str, float]:
+def of_fev(rows: Rows, forecasts: Forecasts, settings: Mapping[str, Any]) -> dict[str, float]:
     """SQL, MASE, WQL and WAPE of fev: for each evaluation window and variate the mean over series and steps (WQL and
-    WAPE divided by the mean of |y|, at least 1 as fev-bench sets it), then the mean over variates, then over windows.
+    WAPE divided by the mean of |y|, or the task's epsilon), then the mean over variates, then over windows.
 
     SQL and MASE leave out series without a seasonal error (history no longer than the season) or with one of 0.
     """
     sums, found = forecasts.sums, []
     scaled = np.isfinite(rows.scale) & (rows.scale > 0)
     inverse = np.divide(1, rows.scale, out=np.zeros_like(rows.scale), where=scaled)
-    loss = sums.quantile_loss.mean(1)
+    loss, absolute = sums.quantile_loss.mean(1), forecasts.points.absolute_error
+    metrics = [settings.get("eval_metric"), *settings.get("extra_metrics", [])]
+    epsilon = {m["name"]: m.get("epsilon", 0.0) for m in metrics if isinstance(m, dict)}
     for number in np.unique(rows.round):
         of_variates = []
         for variate in np.unique(rows.variate):
@@ -65,20 +69,20 @@ def of_fev(rows: Rows, forecasts: Forecasts) -> dict[str, float]:
             take = cell & scaled
             with np.errstate(invalid="ignore", divide="ignore"):
                 points, used = np.float64(sums.points[cell].sum()), np.float64(sums.points[take].sum())
-                size = np.maximum(sums.absolute[cell].sum() / points, 1.0)
+                size = sums.absolute[cell].sum() / points
                 of_variates.append(
                     (
                         (loss * inverse)[take].sum() / used,
-                        (forecasts.points.absolute_error * inverse)[take].sum() / used,
-                        loss[cell].sum() / points / size,
-                        forecasts.points.absolute_error[cell].sum() / points / size,
+                        (absolute * inverse)[take].sum() / used,
+                        loss[cell].sum() / points / np.maximum(size, epsilon.get("WQL", 0.0)),
+                        absolute[cell].sum() / points / np.maximum(size, epsilon.get("WAPE", 0.0)),
                     )
                 )
         found.append(np.mean(of_variates, axis=0))
     return dict(zip(("SQL", "MASE", "WQL", "WAPE"), map(float, np.mean(found, axis=0)), strict=True))
 
 
-def of_time(rows: Rows, forecasts: Forecasts) -> dict[str, float]:
+def of_time(rows: Rows, forecasts: Forecasts, settings: Mapping[str, Any]) -> dict[str, float]:
     """MASE, CRPS, MAE and MSE of TIME: of every window and variate alone, then the plain mean of those that exist.
 
     A row without a seasonal error above 0 has no MASE, one whose labels are all 0 no CRPS.

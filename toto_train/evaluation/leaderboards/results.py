@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,8 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Tables
-from toto_train.evaluation.leaderboards.measures import COLUMNS
+from toto_train.evaluation.leaderboards.benchmarks import PREFIX, Benchmark, Tables
 from toto_train.evaluation.score import without_nan
 from toto_train.files import whole, write_text
 
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 RESULTS = "results.jsonl"
 TABLE = "all_results.csv"
-_PREFIX = "eval_metrics/"
 NAIVE = "seasonal_naive"
 """Key of its scores in a line."""
 
@@ -58,27 +57,29 @@ class Results:
         self.lines[line["configuration"]] = line
 
 
-def read_table(file: Path) -> dict[str, dict[str, float]]:
-    """all_results.csv of some forecaster -> configuration -> metric -> value."""
+def read_table(file: Path, columns: Iterable[str]) -> dict[str, dict[str, float]]:
+    """A leaderboard's table of some forecaster -> configuration -> metric -> value."""
     try:
         frame = pd.read_csv(file)
-        named = {c.removeprefix(_PREFIX): c for c in frame.columns if c.startswith(_PREFIX)}
-        if not {*COLUMNS} <= set(named):
-            raise ValueError(f"no column {_PREFIX}{sorted({*COLUMNS} - set(named))[0]}")
-        return {
-            str(row["dataset"]): {metric: float(row[column]) for metric, column in named.items()}
-            for _, row in frame.iterrows()
-        }
+        names = {c.removeprefix(PREFIX): c for c in frame.columns}
+        if missing := [c for c in columns if c not in names]:
+            raise ValueError(f"no column {missing[0]}")
+        key = "dataset" if "dataset" in frame else "task_name"
+        return {str(row[key]): {metric: float(row[names[metric]]) for metric in columns} for _, row in frame.iterrows()}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file} is no table of a leaderboard ({error})") from error
 
 
-def read_others(folder: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Tables of the forecasters whose folders lie in a leaderboard's folder of results, by the folder's name."""
-    files = sorted(Path(folder).glob(f"*/{TABLE}")) if folder else []
-    if folder and not files:
+def read_others(folder: str, columns: Iterable[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Tables of other forecasters by name: MODEL/all_results.csv below a leaderboard's folder of results, or MODEL.csv
+    in it (fev)."""
+    if not folder:
+        return {}
+    found = {file.parent.name: file for file in sorted(Path(folder).glob(f"*/{TABLE}"))}
+    found = found or {file.stem: file for file in sorted(Path(folder).glob("*.csv"))}
+    if not found:
         raise ValueError(f"against={folder} holds no MODEL/{TABLE}; give a leaderboard's folder of results")
-    return {file.parent.name: read_table(file) for file in files}
+    return {name: read_table(file, columns) for name, file in found.items()}
 
 
 def tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]], naive: str) -> Tables:
@@ -93,20 +94,15 @@ def tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]], naive: str) 
     }
 
 
-def write_folder(out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], size_column: bool) -> None:
-    """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json.
-
-    size_column: BOOM's sixteenth column, the windows of a configuration.
-    """
+def write_folder(out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark) -> None:
+    """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    columns = ["dataset", "model", *(_PREFIX + c for c in COLUMNS), "domain", "num_variates"]
+    rows = [benchmark.row(name, line, line[key]) for line in lines]
     with whole(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*columns, "dataset_size"] if size_column else columns)
-        for line in lines:
-            row = [line["configuration"], name, *(line[key][c] for c in COLUMNS), line["domain"], line["num_variates"]]
-            writer.writerow([*row, line["windows"]] if size_column else row)
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     kind = "statistical" if key == NAIVE else "pretrained"
     config = {"model": name, "model_type": kind, "model_dtype": "float32"}
     write_text(folder / "config.json", json.dumps(config, indent=4))
@@ -124,14 +120,18 @@ def write_scores(
 
 
 def text(
-    title: str, part: str, forecasters: Mapping[str, Mapping[str, float]], published: Mapping[str, tuple[float, float]]
+    benchmark: Benchmark,
+    part: str,
+    forecasters: Mapping[str, Mapping[str, float]],
+    published: Mapping[str, tuple[float, float]],
 ) -> str:
     """Forecasters in the order of their second score, the published ones among them and marked."""
     columns = list(next(iter(forecasters.values())))
     found = {name: [row[c] for c in columns] for name, row in forecasters.items()}
     found |= {f"{name} (published)": [*scores] for name, scores in published.items()}
-    wide = max(len(name) for name in (title, *found)) + 2
-    lines = [f"{title}: {part}", f"{'':<{wide}}" + "".join(f"{c:>12}" for c in columns)]
-    for name, values in sorted(found.items(), key=lambda item: (not item[1][1] < float("inf"), item[1][1])):
+    wide = max(len(name) for name in found) + 2
+    lines = [f"{benchmark.title}: {part}", f"{'':<{wide}}" + "".join(f"{c:>12}" for c in columns)]
+    sign = -1 if benchmark.higher else 1
+    for name, values in sorted(found.items(), key=lambda item: (not item[1][1] < math.inf, sign * item[1][1])):
         lines.append(f"{name:<{wide}}" + "".join(f"{v:>12.3f}" for v in values))
     return "\n".join(lines)
