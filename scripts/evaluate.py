@@ -8,6 +8,7 @@ tasks=local every source, frequency and term of a folder of shards or Parquet fi
 tasks=gift_eval|boom|boomlet|fev|time  a leaderboard by its own protocol, from its datasets at tasks.path
             tasks.include= tasks.exclude= (globs of configurations, 'electricity/*')   tasks.terms= (default: all)
             tasks.groups=keep|split   tasks.context=0 (the benchmark's)   against=DIR (MODEL/all_results.csv of others)
+tasks=long_horizon  sums of sinusoids to 8192 steps, in one pass and in blocks; limit=8 series, tasks.context=
 limit=0     most windows of one task, a fixed random choice; 0 scores all
 baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none;
             baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
@@ -41,6 +42,7 @@ TABLE_KEYS = ("name", "domain", "time", "item")
 TASKS = TasksConfig(context=0)
 DEFAULTS: dict[str, Any] = {
     "tasks": "local",
+    "tasks.path": "",
     "tasks.include": "*",
     "tasks.exclude": "",
     "tasks.terms": "",
@@ -70,8 +72,21 @@ LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parse(__doc__, argv, required={"model": str, "tasks.path": str}, optional=DEFAULTS)
+    args = parse(__doc__, argv, required={"model": str}, optional=DEFAULTS)
     _check(args)
+    if args["tasks"] == "long_horizon":
+        from toto_train.evaluation import long_horizon
+
+        study = long_horizon.LongHorizonJob(
+            args["model"],
+            Path(args["out"] or f"evaluations/{_name(args['model'])}-long_horizon"),
+            args["tasks.context"],
+            args["limit"] or 8,
+            **{key: args[key] for key in ("checkpoint", "device", "max_points", "seed", "replace")},
+        )
+        long_horizon.run(study)
+        print(f"  {'report':<14}{study.out / 'report.html'}")
+        return 0
     if args["tasks"] != "local":
         from toto_train.evaluation.leaderboards import job as leaderboards
 
@@ -89,6 +104,8 @@ def main(argv: list[str]) -> int:
 
 
 def _check(args: dict[str, Any]) -> None:
+    if not args["tasks.path"] and args["tasks"] != "long_horizon":
+        raise ValueError("missing tasks.path=, the folder of the tasks")
     if args["tasks.groups"] not in ("keep", "split"):
         raise ValueError(f"tasks.groups={args['tasks.groups']} must be keep or split")
     for key in ("limit", "tasks.context", "draws", "workers", "examples"):

@@ -125,13 +125,15 @@ def text(
     forecasters: Mapping[str, Mapping[str, float]],
     published: Mapping[str, tuple[float, float]],
 ) -> str:
-    """Forecasters in the order of their second score, the published ones among them and marked."""
+    """Forecasters in order, the published ones among them and marked: by CRPS, or the first score if more is better."""
     columns = list(next(iter(forecasters.values())))
     found = {name: [row[c] for c in columns] for name, row in forecasters.items()}
     found |= {f"{name} (published)": [*scores] for name, scores in published.items()}
     wide = max(len(name) for name in found) + 2
-    lines = [f"{benchmark.title}: {part}", f"{'':<{wide}}" + "".join(f"{c:>12}" for c in columns)]
-    sign = -1 if benchmark.higher else 1
-    for name, values in sorted(found.items(), key=lambda item: (not item[1][1] < math.inf, sign * item[1][1])):
-        lines.append(f"{name:<{wide}}" + "".join(f"{v:>12.3f}" for v in values))
+    lines = [f"{benchmark.title}: {part}", f"{'':<{wide}}" + "".join(f"{c:>{max(12, len(c) + 2)}}" for c in columns)]
+    first = (lambda row: -row[0]) if benchmark.higher else (lambda row: row[1])
+    for name, values in sorted(found.items(), key=lambda item: (not math.isfinite(first(item[1])), first(item[1]))):
+        lines.append(
+            f"{name:<{wide}}" + "".join(f"{v:>{max(12, len(c) + 2)}.3f}" for c, v in zip(columns, values, strict=False))
+        )
     return "\n".join(lines)
