@@ -5,6 +5,10 @@ tasks=local every source, frequency and term of a folder of shards or Parquet fi
             tasks.terms=short,medium,long   tasks.groups=keep|split (variates forecast together or each alone)
             tasks.include= tasks.exclude= (globs of sources, with commas)   tasks.max_windows=20 (of one series)
             tasks.context=0 (steps of history; 0: what the model was trained on, less the horizon)
+tasks=gift_eval|boom|boomlet|fev|time  a leaderboard by its own protocol, from its datasets at tasks.path
+            tasks.include= tasks.exclude= (globs of configurations, 'electricity/*')   tasks.terms= (default: all)
+            tasks.groups=keep|split   tasks.context=0 (the benchmark's)   against=DIR (MODEL/all_results.csv of others)
+tasks=long_horizon  sums of sinusoids to 8192 steps, in one pass and in blocks; limit=8 series, tasks.context=
 limit=0     most windows of one task, a fixed random choice; 0 scores all
 baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none;
             baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
@@ -13,8 +17,9 @@ Tables: source.name= source.domain=observability source.time= source.item= (as i
 Any: device=auto|cpu|cuda workers=0 (processes for baselines; 0: all cores) max_points=1048576 (values in a batch)
 examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0 replace=true.
 
-Writes scores.json, rows.parquet (every window; one file a baseline too) and report.html to out=, by default
-evaluations/MODEL-TASKS. Killed, the same command goes on where it was.
+Writes to out=, by default evaluations/MODEL-TASKS: of local tasks scores.json, rows.parquet (every window; one file a
+baseline too) and report.html; of a leaderboard MODEL/all_results.csv and config.json, Seasonal Naive's beside them,
+scores.json and results.jsonl (a line a configuration). Killed, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -31,14 +36,16 @@ from toto_train.evaluation import peers
 
 if TYPE_CHECKING:
     from toto_train.evaluation.job import Job
+    from toto_train.evaluation.leaderboards.job import LeaderboardJob
 
 TABLE_KEYS = ("name", "domain", "time", "item")
 TASKS = TasksConfig(context=0)
 DEFAULTS: dict[str, Any] = {
     "tasks": "local",
+    "tasks.path": "",
     "tasks.include": "*",
     "tasks.exclude": "",
-    "tasks.terms": ",".join(TASKS.terms),
+    "tasks.terms": "",
     "tasks.groups": TASKS.groups,
     "tasks.context": TASKS.context,
     "tasks.max_windows": TASKS.max_windows,
@@ -51,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
     "checkpoint": "best",
     "device": "auto",
     "cache": "",
+    "against": "",
     "workers": 0,
     "max_points": 2**20,
     "examples": 8,
@@ -58,11 +66,34 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "replace": False,
 }
+LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "examples", "cache", "workers",
+              "seed", *(f"source.{key}" for key in TABLE_KEYS)]  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parse(__doc__, argv, required={"model": str, "tasks.path": str}, optional=DEFAULTS)
+    args = parse(__doc__, argv, required={"model": str}, optional=DEFAULTS)
+    _check(args)
+    if args["tasks"] == "long_horizon":
+        from toto_train.evaluation import long_horizon
+
+        study = long_horizon.LongHorizonJob(
+            args["model"],
+            Path(args["out"] or f"evaluations/{_name(args['model'])}-long_horizon"),
+            args["tasks.context"],
+            args["limit"] or 8,
+            **{key: args[key] for key in ("checkpoint", "device", "max_points", "seed", "replace")},
+        )
+        long_horizon.run(study)
+        print(f"  {'report':<14}{study.out / 'report.html'}")
+        return 0
+    if args["tasks"] != "local":
+        from toto_train.evaluation.leaderboards import job as leaderboards
+
+        board = leaderboard_request(args)
+        leaderboards.run(board)
+        print(f"  {'scores':<14}{board.out / 'scores.json'}")
+        return 0
     from toto_train.evaluation import job  # here, so that the baselines' processes do without torch
 
     asked = request(args)
@@ -72,11 +103,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def request(args: dict[str, Any]) -> Job:
-    from toto_train.evaluation.job import Job
-
-    if args["tasks"] != "local":
-        raise ValueError(f"tasks={args['tasks']} is not available; use tasks=local")
+def _check(args: dict[str, Any]) -> None:
+    if not args["tasks.path"] and args["tasks"] != "long_horizon":
+        raise ValueError("missing tasks.path=, the folder of the tasks")
     if args["tasks.groups"] not in ("keep", "split"):
         raise ValueError(f"tasks.groups={args['tasks.groups']} must be keep or split")
     for key in ("limit", "tasks.context", "draws", "workers", "examples"):
@@ -85,21 +114,50 @@ def request(args: dict[str, Any]) -> Job:
     for key in ("tasks.max_windows", "max_points", "baselines.context"):
         if args[key] < 1:
             raise ValueError(f"{key}={args[key]} must be positive")
-    model, path = Path(args["model"]), Path(args["tasks.path"])
-    name = model.resolve().parent.name if model.name == "export" else model.resolve().name
+
+
+def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
+    from toto_train.evaluation.leaderboards.benchmarks import Options
+    from toto_train.evaluation.leaderboards.job import BENCHMARKS, LeaderboardJob
+
+    if args["tasks"] not in BENCHMARKS:
+        raise ValueError(f"tasks={args['tasks']} must be one of local, {', '.join(BENCHMARKS)}")
+    if other := [key for key in LOCAL_ONLY if args[key] != DEFAULTS[key]]:
+        raise ValueError(f"{other[0]}= is for tasks=local; tasks={args['tasks']} follows its own protocol")
+    path = Path(args["tasks.path"])
+    return LeaderboardJob(
+        model=args["model"],
+        benchmark=args["tasks"],
+        options=Options(path, args["tasks.context"], args["limit"], args["tasks.groups"] == "split"),
+        out=Path(args["out"] or f"evaluations/{_name(args['model'])}-{args['tasks']}"),
+        include=_words(args["tasks.include"]),
+        exclude=_words(args["tasks.exclude"]),
+        terms=_words(args["tasks.terms"]),
+        **{key: args[key] for key in ("against", "checkpoint", "device", "max_points", "replace")},
+    )
+
+
+def request(args: dict[str, Any]) -> Job:
+    from toto_train.evaluation.job import Job
+
+    if args["against"]:
+        raise ValueError(
+            "against= is for leaderboards; scripts/compare.py sets evaluations of local tasks side by side"
+        )
+    path = Path(args["tasks.path"])
     return Job(
         model=args["model"],
         tasks=TasksConfig(
             path=args["tasks.path"],
             include=_words(args["tasks.include"]),
             exclude=_words(args["tasks.exclude"]),
-            terms=_words(args["tasks.terms"]),
+            terms=_words(args["tasks.terms"]) or TASKS.terms,
             groups=args["tasks.groups"],
             context=args["tasks.context"],
             max_windows=args["tasks.max_windows"],
             limit=args["limit"],
         ),
-        out=Path(args["out"] or f"evaluations/{name}-{path.resolve().name}"),
+        out=Path(args["out"] or f"evaluations/{_name(args['model'])}-{path.resolve().name}"),
         baselines=_baselines(args["baselines"]),
         baseline_context=args["baselines.context"],
         source=FileSource("", "parquet", **{k: args[f"source.{k}"] for k in TABLE_KEYS}),
@@ -111,6 +169,11 @@ def request(args: dict[str, Any]) -> Job:
             )
         },
     )  # fmt: skip
+
+
+def _name(model: str) -> str:
+    path = Path(model)
+    return path.resolve().parent.name if path.name == "export" else path.resolve().name
 
 
 def _baselines(text: str) -> list[str]:

@@ -241,6 +241,13 @@ def _check_shapes(name: str, values: Tensor, mask: Tensor, ids: Tensor) -> None:
         raise ValueError(f"{name}: the mask is {mask.dtype}, give a bool one: True = observed")
 
 
+def history_steps(context_length: int, horizon: int, patch: int) -> int:
+    """Steps of history that go with the `context_length` of the official package: the network's row holds them and the
+    patches that one pass appends, all but the last, so longer horizons leave less history; whole patches, at least one.
+    """
+    return max(1, (context_length - (horizon - 1) // patch * patch) // patch) * patch
+
+
 def clamp_non_finite(x: Tensor) -> Tensor:
     """Replace inf and NaN by the extreme finite values of the same row (last axis); a row without any becomes 0."""
     finite = x.isfinite()

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from toto_train.forecast import PUBLISHED, Covariates, ForecastOptions, as_tensors, fill_forward, forecast
+from toto_train.forecast import (
+    PUBLISHED,
+    Covariates,
+    ForecastOptions,
+    as_tensors,
+    fill_forward,
+    forecast,
+    history_steps,
+)
 from toto_train.model.toto import QUANTILES, Toto
 
 try:
@@ -43,8 +51,7 @@ def create_predictor(
     for name, value in (sizes | {"target_dim": target_dim}).items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-    patch = model.config.patch_size
-    history = max(1, (context_length - (prediction_length - 1) // patch * patch) // patch) * patch
+    history = history_steps(context_length, prediction_length, model.config.patch_size)
     return TotoPredictor(
         model.to(device).eval(), prediction_length, history, target_dim, feat_dynamic_real_dim, batch_size, options
     )

@@ -68,7 +68,7 @@ def run(job: Job) -> Scores:
     if wrong := [term for term in job.tasks.terms if term not in TERMS]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
     peers.check(job.baselines)
-    _check_out(job.out)
+    check_out(job.out)
     device = pick_device(job.device)
     model, about, trained = load(job.model, job.checkpoint)
     beside = cache.cache_folder(job.tasks.path, job.cache)
@@ -81,7 +81,7 @@ def run(job: Job) -> Scores:
         **{f"tasks.{k}": v for k, v in vars(job.tasks).items() if k not in ("path", "context")},
         "precision": "fp32",
     }
-    with _open_out(job.out, about, request, job.replace):
+    with open_out(job.out, about, request, job.replace):
         return _score(job, Forecaster(model.to(device), device), about, tasks, beside)
 
 
@@ -180,16 +180,16 @@ def weights_hash(model: Toto) -> str:
     return digest.hexdigest()
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     begun = (".lock", f".{REQUEST}.tmp")  # all that a killed start leaves
     if out.exists() and not (out / REQUEST).is_file() and any(p.name not in begun for p in out.iterdir()):
         raise ValueError(f"out={out} is not empty and no evaluation folder; choose another out=")
 
 
 @contextmanager
-def _open_out(out: Path, about: dict[str, Any], request: dict[str, Any], replace: bool) -> Iterator[None]:
+def open_out(out: Path, about: dict[str, Any], request: dict[str, Any], replace: bool) -> Iterator[None]:
     """The output folder for this request, held against a second process; another request's goes only when asked."""
-    _check_out(out)
+    check_out(out)
     file = out / REQUEST
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:

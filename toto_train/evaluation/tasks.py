@@ -36,7 +36,7 @@ _CALENDAR = (("y", 360, 366), ("q", 89, 92), ("mo", 28, 31))
 """Units whose length varies: fewest and most days of one."""
 _CODES = {"ms": "L", "s": "S", "min": "T", "h": "H", "d": "D", "w": "W", "mo": "M", "q": "Q", "y": "A"}
 _FIELDS = ("task", "series", "variate", "start", "variates", "horizon", "context", "season")
-_WINDOW = np.dtype([(field, "i8") for field in _FIELDS])
+WINDOW = np.dtype([(field, "i8") for field in _FIELDS])
 """variate is -1 where the window holds the whole group."""
 
 
@@ -93,6 +93,15 @@ def window_count(shortest: int, horizon: int, max_windows: int) -> int:
     horizon of history (ours, so that short series do not yield guesses).
     """
     return min(max(math.ceil(TEST_SHARE * shortest / horizon), 1), max_windows, max(shortest // horizon - 1, 0))
+
+
+def limited(windows: np.ndarray, name: str, limit: int) -> np.ndarray:
+    """At most `limit` of a task's windows (0: all), drawn by its name: the same ones every time."""
+    if not limit or len(windows) <= limit:
+        return windows
+    # not every n-th: strides fall in step with variates and windows
+    key = np.random.Philox(zlib.crc32(name.encode()))
+    return windows[np.sort(np.random.Generator(key).permutation(len(windows))[:limit])]
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class TaskSet:
         self.store, self.config = store, config
         self.tasks: list[Task] = []
         parts = [self._cut(source) for source in sorted(store.sources)]
-        self.windows = np.concatenate([w for part in parts for w in part] or [np.empty(0, _WINDOW)])
+        self.windows = np.concatenate([w for part in parts for w in part] or [np.empty(0, WINDOW)])
         if not len(self.windows):
             raise ValueError(
                 f"no forecasting window in {config.path or 'this store'}; every series is shorter than two horizons "
@@ -207,13 +216,14 @@ class TaskSet:
                     for start in range(length - count * horizon, length, horizon):
                         context = min(start, c.context)
                         rows.append((len(self.tasks), i, variate, start, variates, horizon, context, season))
-            windows = np.array(rows, _WINDOW)
+            windows = np.array(rows, WINDOW)
             domain = str(self.store.meta(source, int(series[0])).get("domain", "general"))
             self.tasks.append(Task(source, interval, term, domain))
-            if c.limit and len(windows) > c.limit:  # not every n-th: strides fall in step with variates and windows
-                key = np.random.Philox(zlib.crc32(self.tasks[-1].name.encode()))
-                windows = windows[np.sort(np.random.Generator(key).permutation(len(windows))[: c.limit])]
-            yield windows
+            yield limited(windows, self.tasks[-1].name, c.limit)
+
+    def seasonal_error(self, past: np.ndarray, season: int) -> np.ndarray:
+        """What MASE divides by: past [V, T] -> float64 [V], 0 where there is no scale."""
+        return seasonal_scale(past, season)[0]
 
     def table(self) -> pd.DataFrame:
         """One row a window: task, source, domain, frequency, term, item_id, variate ('' for a whole group), series,
@@ -250,7 +260,7 @@ class TaskSet:
             season=effective_season(int(w["season"]), start),
             context=values[:, start - w["context"] : start],
             label=values[:, start : start + w["horizon"]],
-            seasonal_error=seasonal_scale(values[:, :start], int(w["season"]))[0],
+            seasonal_error=self.seasonal_error(values[:, :start], int(w["season"])),
         )
 
     def past(self, i: int) -> np.ndarray:
@@ -289,7 +299,7 @@ class TaskSet:
             values, start, season = self._values(w), int(w["start"]), int(w["season"])
             contexts[n, :, context - w["context"] :] = values[:, start - w["context"] : start]
             labels[n] = values[:, start : start + horizon]
-            scale[n] = seasonal_scale(values[:, :start], season)[0]
+            scale[n] = self.seasonal_error(values[:, :start], season)
             if baseline is not None:
                 baseline[n] = seasonal_naive(values[:, :start], horizon, season)
         return Batch(indices, contexts, labels, scale, baseline)

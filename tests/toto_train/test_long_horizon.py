@@ -1,0 +1,86 @@
+"""The long-horizon study: what it forecasts, what it measures, what it leaves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts import evaluate
+from toto_train import hub
+from toto_train.config import ModelConfig
+from toto_train.evaluation import long_horizon
+from toto_train.evaluation.long_horizon import LongHorizonJob, measure, pearson, sinusoids
+from toto_train.model.toto import Toto
+
+
+def test_the_series_have_the_three_periods_and_nothing_else():
+    values = sinusoids(3, 5000)[:, 0].astype(np.float64)
+    power = np.abs(np.fft.rfft(values)) ** 2
+    at = np.array([5000 // period for period in (500, 100, 20)])
+    assert power[:, at].sum(1) == pytest.approx(power.sum(1), rel=1e-6)
+    assert power[:, at[0]] == pytest.approx(power[:, at[2]], rel=1e-3)
+    assert not np.array_equal(values[0], values[1])
+    np.testing.assert_array_equal(sinusoids(3, 5000, seed=1), sinusoids(3, 5000, seed=1))
+
+
+def test_pearson_is_numpys_and_0_for_a_constant():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(2, 4, 50))
+    assert pearson(a, b) == pytest.approx([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
+    assert pearson(np.ones((1, 5)), b[:1, :5]) == 0
+
+
+@pytest.mark.parametrize(("shift", "r"), [(0, 1.0), (10, 1 / 3 * (np.cos(np.pi / 25) + np.cos(np.pi / 5) - 1))])
+def test_a_forecast_out_of_phase_is_told(shift, r):
+    """A shift of 10 steps turns the three waves by 2 pi / 50, 2 pi / 10 and pi: r is the mean of the cosines."""
+    values = sinusoids(2, 512 + 1000 + shift)
+
+    def forecaster(contexts, horizon):
+        at = 512 + shift
+        rows = [np.flatnonzero((values[:, 0, :512] == c[0]).all(1))[0] for c in contexts]
+        return np.repeat(values[rows][:, None, :, at : at + horizon], 9, 1)
+
+    found = measure(forecaster, values, 512, 1000, max_points=1)
+    assert found["r"] == pytest.approx(r, abs=1e-4)
+    assert (found["mase"] == 0) == (shift == 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("model") / "small"
+    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
+    hub.save_pretrained(toto, out, "card", {"context_length": 256})
+    return str(out)
+
+
+def test_the_study_leaves_scores_and_two_plots(model, tmp_path, capsys):
+    asked = LongHorizonJob(model, tmp_path / "out", series=2, block=64, horizons=(32, 64, 160), device="cpu")
+    found = long_horizon.run(asked)
+    one, blocks = found["one pass"], found["blocks of 64"]
+    for horizon in (32, 64):  # one block is one pass
+        assert one[horizon] == pytest.approx(blocks[horizon], rel=1e-5)
+    assert one[160]["mase"] != pytest.approx(blocks[160]["mase"], rel=1e-5)
+    result = json.loads((tmp_path / "out" / "long_horizon.json").read_text())
+    assert result["scores"]["one pass"]["160"] == one[160]
+    assert result["context"] == 256
+    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 2
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 + 4 + len(long_horizon.PUBLISHED_R)
+    assert printed[1].startswith("small, one pass, r")
+
+
+def test_the_command(model, tmp_path, monkeypatch, capsys):
+    arguments = [f"model={model}", "tasks=long_horizon", f"out={tmp_path / 'out'}", "limit=1", "tasks.context=128"]
+    monkeypatch.setattr(long_horizon, "LongHorizonJob", lambda *a, **k: LongHorizonJob(*a, horizons=(32, 800), **k))
+    assert evaluate.main(arguments) == 0
+    assert "Toto-2.0-22m, r (published)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "long_horizon.json").read_text())["context"] == 128
+    with pytest.raises(ValueError, match=r"missing tasks\.path="):
+        evaluate.main([f"model={model}"])
+
+
+def test_a_block_of_half_a_patch_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="block=50 must be a positive multiple of the patch size 32"):
+        long_horizon.run(LongHorizonJob(model, tmp_path / "out", block=50, device="cpu"))

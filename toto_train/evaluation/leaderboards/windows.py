@@ -1,0 +1,217 @@
+"""Windows of one configuration of a benchmark, forecast and scored variate by variate.
+
+A row is one variate of one window. Every metric of the four benchmarks follows from sums over such rows: pooled over
+all (GIFT-Eval, BOOM), over those of a variate (fev), or row by row (TIME).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+
+from toto_train.config import TasksConfig
+from toto_train.evaluation.baselines import LEVELS, seasonal_scale
+from toto_train.evaluation.metrics import MEDIAN, Sums, window_sums
+from toto_train.evaluation.tasks import WINDOW, Batch, Forecaster, Store, Task, TaskSet, limited
+
+
+class FeatureStore(Store, Protocol):
+    """A store whose series may carry features known for the past alone."""
+
+    def past_features(self, i: int) -> np.ndarray: ...
+
+
+@dataclass
+class Cut:
+    """What is to be forecast in one configuration."""
+
+    name: str
+    horizon: int
+    season: int
+    starts: Sequence[tuple[int, int]]
+    """(series, step at which the label begins), in order."""
+    context: int
+    """Most steps of history that the model sees."""
+    split: bool = False
+    """Every variate of a group is forecast alone."""
+    rounds: Sequence[int] = ()
+    """Which evaluation window of the benchmark each start belongs to, where scores are averaged over those."""
+
+
+class Windows(TaskSet):
+    """The windows of a `Cut` of one dataset."""
+
+    store: FeatureStore
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        task: Task,
+        cut: Cut,
+        limit: int = 0,
+        scale: Callable[[np.ndarray, int], np.ndarray] = lambda past, season: seasonal_scale(past, season)[0],
+    ):
+        """limit: most windows, drawn by the configuration's name. scale: seasonal error, past [V, T] -> [V]."""
+        self.store, self.config, self.tasks = store, TasksConfig(context=cut.context, limit=limit), [task]
+        self._scale, index = scale, store.index(task.source)
+        rows, rounds = [], []
+        for (series, start), number in zip(cut.starts, cut.rounds or [0] * len(cut.starts), strict=True):
+            if start < 1:
+                raise ValueError(
+                    f"{cut.name}: series {series} has {int(index['length'][series])} steps, none of them before its "
+                    f"first window of {cut.horizon}; the dataset does not fit the benchmark"
+                )
+            width = int(index["variates"][series])
+            for variate in range(width) if cut.split else [-1]:
+                variates = 1 if cut.split else width
+                rows.append((0, series, variate, start, variates, cut.horizon, min(start, cut.context), cut.season))
+                rounds.append(number)
+        if not rows:
+            raise ValueError(f"{cut.name}: no series is long enough for a window")
+        kept = limited(np.arange(len(rows)), cut.name, limit)
+        self.windows, self.rounds = np.array(rows, WINDOW)[kept], np.array(rounds)[kept]
+
+    def seasonal_error(self, past: np.ndarray, season: int) -> np.ndarray:
+        return self._scale(past, season)
+
+    def features(self, indices: np.ndarray, width: int) -> np.ndarray:
+        """Past features of windows, float32 [N, E, width], NaN on the left where there is less history."""
+        found = []
+        for w in self.windows[indices]:
+            values = self.store.past_features(int(w["series"]))[:, w["start"] - w["context"] : w["start"]]
+            found.append(np.pad(values, ((0, 0), (width - values.shape[1], 0)), constant_values=np.nan))
+        return np.stack(found)
+
+
+@dataclass
+class PointSums:
+    """Further sums over the observed points of each of W windows: what GIFT-Eval reports beside MASE and MWQL."""
+
+    squared_error: np.ndarray
+    """(y - median)^2."""
+    absolute_error: np.ndarray
+    """|y - median|."""
+    percentage_error: np.ndarray
+    """|y - median| / |y|, where y is not 0."""
+    percentage_points: np.ndarray
+    symmetric_error: np.ndarray
+    """2 |y - median| / (|y| + |median|), where one of them is not 0."""
+    symmetric_points: np.ndarray
+    interval_score: np.ndarray
+    """Winkler score of the central 95 % / seasonal error, where that is above 0."""
+
+
+def point_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.ndarray) -> PointSums:
+    """quantiles [N, 9, V, H], labels [N, V, H] with NaN = missing, seasonal_error [N, V] -> sums of N windows.
+
+    The quantiles 0.025 and 0.975 lie on the exponential tails that gluonts draws through the two outermost levels:
+    y(x) = y2 + (y2 - y1) ln(x / x2) / ln(x2 / x1), which for 0.1 and 0.2 gives q(0.1) - 2 (q(0.2) - q(0.1)).
+    """
+    known = np.isfinite(labels)
+    y = np.where(known, labels, 0).astype(np.float64)
+    q = {k: quantiles[:, k].astype(np.float64) for k in (0, 1, MEDIAN, 7, 8)}
+    error = np.abs(y - q[MEDIAN])
+
+    def total(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+        return values.sum((1, 2), where=where)
+
+    def over(values: np.ndarray, divisor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        where = known & (divisor > 0)
+        shares = np.divide(values, divisor, out=np.zeros_like(y), where=where)
+        return total(shares, where), where.sum((1, 2)).astype(np.float64)
+
+    low, high = q[0] - 2 * (q[1] - q[0]), q[8] + 2 * (q[8] - q[7])
+    winkler = high - low + 40 * (np.maximum(low - y, 0) + np.maximum(y - high, 0))  # 2 / alpha, alpha = 0.05
+    return PointSums(
+        total(np.square(error), known),
+        total(error, known),
+        *over(error, np.abs(y)),
+        *over(2 * error, np.abs(y) + np.abs(q[MEDIAN])),
+        over(winkler, np.broadcast_to(seasonal_error[:, :, None], y.shape))[0],
+    )
+
+
+@dataclass
+class Forecasts:
+    """What one forecaster scored on every row of a configuration."""
+
+    sums: Sums
+    points: PointSums
+
+
+@dataclass
+class Rows:
+    """A scored configuration of R rows (window, variate)."""
+
+    round: np.ndarray
+    """[R] evaluation window of the benchmark."""
+    variate: np.ndarray
+    """[R] position in its group."""
+    scale: np.ndarray
+    """[R] seasonal error."""
+    model: Forecasts
+    naive: Forecasts
+    seconds: float
+    """Time of the model's forecasts."""
+    windows: int
+    series: int
+
+
+def score(forecaster: Forecaster, tasks: Windows, max_points: int = 2**20) -> Rows:
+    """Forecast and score every window of a configuration, by the model and by Seasonal Naive.
+
+    max_points: values of context and label in one call of the forecaster; a window is never split. Features of the
+    past go in as further variates of the group, as the official package gives them to the model.
+    """
+    parts: list[tuple[np.ndarray, ...]] = []
+    made: list[tuple[Forecasts, Forecasts]] = []
+    seconds = 0.0
+    for indices in tasks.batches(max_points):
+        batch = tasks.read(indices, naive=True)
+        variates = batch.labels.shape[1]
+        contexts = batch.contexts
+        features = tasks.features(indices, contexts.shape[2])
+        if features.shape[1] and not tasks.windows["variate"][indices[0]] >= 0:
+            contexts = np.concatenate([contexts, features], 1)
+        begin = time.perf_counter()
+        quantiles = np.asarray(forecaster(contexts, batch.horizon))
+        seconds += time.perf_counter() - begin
+        expected = (len(indices), len(LEVELS), contexts.shape[1], batch.horizon)
+        if quantiles.shape != expected:
+            raise ValueError(f"the forecaster returned shape {quantiles.shape}, expected [N, 9, V, H] = {expected}")
+        quantiles = quantiles[:, :, :variates]
+        if not np.isfinite(quantiles).all():
+            raise ValueError(f"a forecast for {tasks.tasks[0].name} is not finite")
+        assert batch.naive is not None
+        made.append((_by_variate(quantiles, batch), _by_variate(batch.naive, batch)))
+        own = tasks.windows["variate"][indices]
+        position = np.where(own[:, None] >= 0, own[:, None], np.arange(variates))
+        parts.append((np.repeat(tasks.rounds[indices], variates), position.ravel(), batch.seasonal_error.ravel()))
+    rounds, variate, scale = (np.concatenate(column) for column in zip(*parts, strict=True))
+    model, naive = (_joined([pair[k] for pair in made]) for k in range(2))
+    series = len(np.unique(tasks.windows["series"]))
+    return Rows(rounds, variate, scale, model, naive, seconds, len(tasks), series)
+
+
+def _by_variate(quantiles: np.ndarray, batch: Batch) -> Forecasts:
+    """quantiles [N, 9, V, H] -> sums of N * V rows."""
+    flat = quantiles.swapaxes(1, 2).reshape(-1, len(LEVELS), 1, batch.horizon)
+    arguments = flat, batch.labels.reshape(-1, 1, batch.horizon), batch.seasonal_error.reshape(-1, 1)
+    return Forecasts(window_sums(*arguments), point_sums(*arguments))
+
+
+def _joined(parts: Sequence[Forecasts]) -> Forecasts:
+    def column(kind: str, name: str) -> np.ndarray:
+        return np.concatenate([getattr(getattr(part, kind), name) for part in parts])
+
+    sums = Sums(**{f.name: column("sums", f.name) for f in fields(Sums)})
+    return Forecasts(sums, PointSums(**{f.name: column("points", f.name) for f in fields(PointSums)}))
+
+
+def side_by_side(lengths: Iterable[int], first: int, horizon: int, count: int) -> list[tuple[int, int]]:
+    """(series, start) of `count` windows one after another, the first `first` steps before the end of each series."""
+    return [(i, int(n) - first + k * horizon) for i, n in enumerate(lengths) for k in range(count)]

@@ -1,0 +1,156 @@
+"""Long horizons: does a forecast stay on a sum of sinusoids for thousands of steps, in one pass and in blocks?
+
+The study of the Toto 2.0 release: periods of 500, 100 and 20 steps, no noise, horizons to 8192. A forecast that loses
+phase or fades shows in Pearson's r between median and truth.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toto_train.evaluation import plots
+from toto_train.evaluation.baselines import seasonal_scale
+from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.metrics import MEDIAN
+from toto_train.evaluation.page import write_page
+from toto_train.evaluation.score import without_nan
+from toto_train.evaluation.tasks import Forecaster as Forecast
+from toto_train.files import write_text
+from toto_train.forecast import PUBLISHED, Forecaster
+from toto_train.ranks import pick_device
+
+PERIODS = (500, 100, 20)
+HORIZONS = (96, 192, 384, 768, 1536, 2048, 4096, 8192)
+PUBLISHED_R: dict[str, dict[int, float]] = {
+    name: dict(zip((2048, 4096, 8192), values, strict=True))
+    for name, values in {
+        "Toto-2.0-2.5B": (0.990, 0.979, 0.818),
+        "Toto-2.0-1B": (0.984, 0.945, 0.643),
+        "Toto-2.0-313m": (0.986, 0.947, 0.681),
+        "Toto-2.0-22m": (0.805, 0.484, 0.315),
+        "Toto-2.0-4m": (0.538, 0.371, 0.173),
+        "Toto-1.0": (0.816, 0.627, 0.333),
+    }.items()
+}
+"""Pearson r of block decoding by horizon: others' figures, not measured here."""
+
+
+@dataclass
+class LongHorizonJob:
+    """What scripts/evaluate.py is asked for with tasks=long_horizon."""
+
+    model: str
+    out: Path
+    context: int = 0
+    """Steps of history; 0: as long as the rows that the model was trained on."""
+    series: int = 8
+    block: int = 768
+    """Steps decoded at once, whole patches."""
+    horizons: tuple[int, ...] = HORIZONS
+    checkpoint: str = "best"
+    device: str = "auto"
+    max_points: int = 2**20
+    seed: int = 0
+    replace: bool = False
+
+
+def sinusoids(count: int, steps: int, seed: int = 0) -> np.ndarray:
+    """float32 [count, 1, steps]: one sinusoid of amplitude 1 a period, each with a phase of its own."""
+    phases = np.random.Generator(np.random.Philox(seed)).uniform(0, 2 * np.pi, (count, len(PERIODS), 1))
+    waves = np.sin(2 * np.pi * np.arange(steps) / np.array(PERIODS)[:, None] + phases)
+    return waves.sum(1, keepdims=True).astype(np.float32)
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlation along the last axis; 0 where one of the two does not move."""
+    a, b = (x - x.mean(-1, keepdims=True, dtype=np.float64) for x in (a, b))
+    size = np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+    return np.divide((a * b).sum(-1), size, out=np.zeros_like(size), where=size > 1e-9)
+
+
+def measure(forecaster: Forecast, values: np.ndarray, context: int, horizon: int, max_points: int) -> dict[str, float]:
+    """Pearson r and MASE of the median, means over series: values [N, 1, context + horizon at least].
+
+    MASE is scaled by the mean step y[t] - y[t-1]: the seasonal error of the common period is 0.
+    """
+    past, label = values[:, :, :context], values[:, :, context : context + horizon].astype(np.float64)
+    step = max(1, max_points // (context + horizon))
+    parts = [np.asarray(forecaster(past[at : at + step], horizon)) for at in range(0, len(past), step)]
+    median = np.concatenate(parts)[:, MEDIAN].astype(np.float64)
+    scale = np.stack([seasonal_scale(y, 1)[0] for y in past])
+    return {
+        "r": float(pearson(median, label).mean()),
+        "mase": float((np.abs(median - label).mean(-1) / scale).mean()),
+    }
+
+
+def run(job: LongHorizonJob) -> dict[str, Any]:
+    """Measure both ways at every horizon; writes long_horizon.json and report.html to `job.out`, prints a table."""
+    check_out(job.out)
+    device = pick_device(job.device)
+    model, about, trained = load(job.model, job.checkpoint)
+    patch = model.config.patch_size
+    if job.block < 1 or job.block % patch:
+        raise ValueError(f"block={job.block} must be a positive multiple of the patch size {patch}")
+    context = job.context or trained
+    model = model.to(device)
+    ways = {
+        "one pass": Forecaster(model, device),
+        f"blocks of {job.block}": Forecaster(model, device, replace(PUBLISHED, block=job.block)),
+    }
+    values = sinusoids(job.series, context + max(job.horizons), job.seed)
+    request = {
+        "weights": weights_hash(model), "study": "long_horizon", "context": context, "series": job.series,
+        "block": job.block, "horizons": list(job.horizons), "seed": job.seed,
+    }  # fmt: skip
+    with open_out(job.out, about, request, job.replace):
+        found: dict[str, dict[int, dict[str, float]]] = {way: {} for way in ways}
+        with progress_bar(len(ways) * len(job.horizons), "long horizons") as advance:
+            for n, (way, horizon) in enumerate((w, h) for w in ways for h in job.horizons):
+                found[way][horizon] = measure(ways[way], values, context, horizon, job.max_points)
+                advance(n + 1)
+        name = str(about["model"])
+        result = {"model": name, **request, "scores": found, "published_r": PUBLISHED_R}
+        write_text(job.out / "long_horizon.json", json.dumps(without_nan(result), indent=2, allow_nan=False))
+        _page(job.out, name, f"{job.series} series, {context:,} steps of history", found)
+    sys.stdout.write(table(name, found) + "\n")
+    return found
+
+
+def table(model: str, found: dict[str, dict[int, dict[str, float]]]) -> str:
+    """Pearson r and MASE by horizon, the published r below."""
+    horizons = list(next(iter(found.values())))
+    rows = {
+        f"{model}, {way}, {kind}": [of[h][kind] for h in horizons]
+        for way, of in found.items()
+        for kind in ("r", "mase")
+    }
+    rows |= {f"{name}, r (published)": [of.get(h, np.nan) for h in horizons] for name, of in PUBLISHED_R.items()}
+    wide = max(map(len, rows)) + 2
+    lines = [f"{'horizon':<{wide}}" + "".join(f"{h:>8,}" for h in horizons)]
+    for label, row in rows.items():
+        lines.append(f"{label:<{wide}}" + "".join(f"{'' if np.isnan(v) else f'{v:.3f}':>8}" for v in row))
+    return "\n".join(lines)
+
+
+def _page(out: Path, model: str, note: str, found: dict[str, dict[int, dict[str, float]]]) -> None:
+    cards = []
+    for kind, title in {"r": "Pearson r with the truth", "mase": "MASE"}.items():
+        curves = {
+            way: (np.array([*of], float), np.array([score[kind] for score in of.values()])) for way, of in found.items()
+        }
+        plot = plots.run_curves(curves, title, "horizon", f"long-{kind}", last=True)
+        cards.append(f'<figure class="card"><figcaption>{escape(title)}</figcaption>{plot}</figure>')
+    lead = f"A sum of sinusoids of {', '.join(map(str, PERIODS))} steps: {note}."
+    write_page(
+        out / "report.html",
+        f"{model} at long horizons",
+        [f'<section><p class="lead">{lead}</p><div class="pair">{"".join(cards)}</div></section>'],
+    )
