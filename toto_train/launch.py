@@ -6,7 +6,6 @@ file goes to `python -m toto_train.node runs/<name>/launch.yaml` on each (see do
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from types import FrameType
 
 from toto_train.config import GAVE_UP, Config, ConfigError, RunStopped, to_yaml
 from toto_train.files import write_text
+from toto_train.processes import die_with_parent
 from toto_train.watchdog import stacks
 
 log = logging.getLogger(__name__)
@@ -156,10 +156,3 @@ def _verdict(failed: dict[int, int]) -> tuple[int, str]:
         return status, "stopped by a guard, for the reason that rank 0 gave"
     how = f"was killed by {signal.Signals(status - 128).name}" if status > 128 else f"failed with exit status {status}"
     return status, f"rank {first} {how}, the run ends; the same command goes on from the last checkpoint"
-
-
-def die_with_parent() -> None:
-    """In a new process, before it becomes another: a launcher that is killed leaves none behind (Linux)."""
-    set_parent_death_signal = 1  # of prctl.h
-    if hasattr(libc := ctypes.CDLL(None), "prctl"):
-        libc.prctl(set_parent_death_signal, signal.SIGTERM)

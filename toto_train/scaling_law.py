@@ -144,7 +144,8 @@ def fit(observations: Sequence[Observation], draws: int = DRAWS, seed: int = 0) 
     middle = n.mean(), d.mean()
     best, residuals = _solve(n - middle[0], d - middle[1], y, _starts(y))
     freedom = max(1, len(y) - len(best))
-    rng, laws = np.random.default_rng(seed), list[Law]()
+    rng = np.random.default_rng(seed)
+    laws: list[Law] = []
     steps = np.array([o.steps for o in observations])
     while len(laws) < draws:
         at = rng.integers(len(y), size=len(y))

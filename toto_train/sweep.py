@@ -24,12 +24,11 @@ from hydra.errors import HydraException
 from toto_train.cli import STOPPED, config_from_overrides
 from toto_train.config import Config, ConfigError, to_yaml
 from toto_train.files import write_text
-from toto_train.launch import FAILED, die_with_parent, note_failure
+from toto_train.launch import FAILED, note_failure
+from toto_train.processes import die_with_parent, run_task, start
 from toto_train.sweep_table import is_done, read_state
 
 EXECUTORS = ("local", "ray")
-ROOT = Path(__file__).resolve().parents[1]
-"""What the processes of a sweep import this package from."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ def launch_all(
             tell(trial, "done")
         else:
             todo.append(trial)
-    start = _by_ray if executor == "ray" else _locally
-    for trial, status in start(todo, processes):
+    launcher = _by_ray if executor == "ray" else _locally
+    for trial, status in launcher(todo, processes):
         if status and status not in STOPPED and not (trial.folder / FAILED).exists():
             note_failure(trial.folder, _last_words(trial.folder, status))
         tell(trial, read_state(trial.folder).state)
@@ -133,15 +132,6 @@ def _command(trial: Trial) -> list[str]:
             str(write_text(trial.folder / "launch.yaml", to_yaml(trial.config)))]  # fmt: skip
 
 
-def _start(command: list[str], log: Path, threads: int) -> subprocess.Popen[bytes]:
-    env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with log.open("ab") as file:
-        # a session of its own: Ctrl-C reaches it once, through us
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env,
-                                start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip
-
-
 def _locally(trials: Sequence[Trial], processes: int) -> Iterator[tuple[Trial, int]]:
     """(trial, exit status) as they end."""
     waiting = list(trials)
@@ -159,7 +149,7 @@ def _locally(trials: Sequence[Trial], processes: int) -> Iterator[tuple[Trial, i
         while running or (waiting and not asked):
             while waiting and len(running) < processes and not asked:
                 trial = waiting.pop(0)
-                running.append((trial, _start(_command(trial), trial.folder / "launch.log", threads)))
+                running.append((trial, start(_command(trial), trial.folder / "launch.log", threads, die_with_parent)))
             for pair in list(running):
                 if pair[1].poll() is not None:
                     running.remove(pair)
@@ -181,9 +171,10 @@ def _by_ray(trials: Sequence[Trial], processes: int) -> Iterator[tuple[Trial, in
     except ImportError as error:
         raise ValueError("executor=ray needs Ray: pip install 'toto-train[ray]'") from error
     where: dict[str, Any] = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes}
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default: beside other work, nothing moves
     ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False, **where)
     try:
-        task = ray.remote(max_retries=0)(_task)
+        task = ray.remote(max_retries=0)(run_task)
         running = {}
         for trial in trials:
             assert trial.config is not None
@@ -201,9 +192,3 @@ def _by_ray(trials: Sequence[Trial], processes: int) -> Iterator[tuple[Trial, in
                 yield running.pop(done), status
     finally:
         ray.shutdown()
-
-
-def _task(command: list[str], log: str, cwd: str) -> int:
-    """What a Ray worker does."""
-    os.chdir(cwd)
-    return _start(command, Path(log), 1).wait()
