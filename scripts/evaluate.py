@@ -6,6 +6,7 @@ tasks=local every source, frequency and term of a folder of shards or Parquet fi
             tasks.include= tasks.exclude= (globs of sources, with commas)   tasks.max_windows=20 (of one series)
             tasks.context=0 (steps of history; 0: what the model was trained on, less the horizon)
 tasks=gift_eval|boom|boomlet|fev|time  a leaderboard by its own protocol, from its datasets at tasks.path
+            (without: from the Hugging Face hub or its cache)   tasks.list=FILE (its own list of tasks, if elsewhere)
             tasks.include= tasks.exclude= (globs of configurations, 'electricity/*')   tasks.terms= (default: all)
             tasks.groups=keep|split   tasks.context=0 (the benchmark's)   against=DIR (MODEL/all_results.csv of others)
 tasks=long_horizon  sums of sinusoids to 8192 steps, in one pass and in blocks; limit=8 series, tasks.context=
@@ -59,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "cache": "",
     "against": "",
+    "tasks.list": "",
     "workers": 0,
     "max_points": 2**20,
     "examples": 8,
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> int:
 
 
 def _check(args: dict[str, Any]) -> None:
-    if not args["tasks.path"] and args["tasks"] != "long_horizon":
+    if not args["tasks.path"] and args["tasks"] == "local":
         raise ValueError("missing tasks.path=, the folder of the tasks")
     if args["tasks.groups"] not in ("keep", "split"):
         raise ValueError(f"tasks.groups={args['tasks.groups']} must be keep or split")
@@ -133,6 +135,8 @@ def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
         include=_words(args["tasks.include"]),
         exclude=_words(args["tasks.exclude"]),
         terms=_words(args["tasks.terms"]),
+        hub=not args["tasks.path"],
+        list_of_tasks=args["tasks.list"],
         **{key: args[key] for key in ("against", "checkpoint", "device", "max_points", "replace")},
     )
 

@@ -170,10 +170,19 @@ def test_tasks_that_cannot_be_read(tmp_path, fields, message):
         fev_bench.configurations(tmp_path)
 
 
+def test_a_name_that_two_tasks_have_is_refused(tmp_path):
+    (tmp_path / fev_bench.TASKS).write_text(yaml.safe_dump({"tasks": [task("one"), task("one", horizon=3)]}))
+    with pytest.raises(ValueError, match="'one' is there twice"):
+        fev_bench.configurations(tmp_path)
+
+
 def test_missing_files_are_named(tmp_path, fev_folder):
     for load, name in ((fev_bench.configurations, "tasks.yaml"), (time_bench.configurations, "datasets.yaml")):
         with pytest.raises(ValueError, match=f"{name} is missing"):
             load(tmp_path / "nothing")
+    elsewhere = (fev_folder / fev_bench.TASKS).rename(fev_folder / "mini.yaml")
+    assert len(fev_bench.configurations(fev_folder, elsewhere)) == 5
+    elsewhere.rename(fev_folder / fev_bench.TASKS)
     (fev_folder / "empty").mkdir()
     (fev_folder / "empty" / fev_bench.TASKS).write_text((fev_folder / fev_bench.TASKS).read_text())
     with pytest.raises(ValueError, match=r"holds no dataset of tasks\.yaml, such as one/"):

@@ -165,6 +165,19 @@ def test_what_is_refused(model, data, tmp_path, changes, message):
         evaluate.main([f"{key}={value}" for key, value in asked.items()])
 
 
+def test_datasets_of_the_hubs_cache_need_no_path(model, tmp_path, monkeypatch, capsys):
+    commit, repository = "1" * 40, tmp_path / "hub" / "datasets--Salesforce--GiftEval"
+    save(repository / "snapshots" / commit / "hospital", seasonal([84] * 3, 0, 12), "M")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert evaluate.main([f"model={model}", "tasks=gift_eval", f"out={tmp_path / 'out'}"]) == 0
+    assert "1 of 97 configurations" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="Datadog/BOOM is neither in the cache nor to be had from the hub"):
+        evaluate.main([f"model={model}", "tasks=boomlet", f"out={tmp_path / 'boomlet'}"])
+
+
 def test_the_command(model, data, tmp_path, capsys):
     arguments = {"model": model, "tasks": "gift_eval", "tasks.path": data, "out": tmp_path / "out", "limit": 2}
     assert evaluate.main([f"{key}={value}" for key, value in (arguments | {"tasks.include": "hosp*"}).items()]) == 0

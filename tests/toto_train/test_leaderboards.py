@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -13,10 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toto_train.evaluation.leaderboards import boom, folders, gift_eval
+from toto_train.config import ModelConfig
+from toto_train.evaluation.leaderboards import boom, folders, gift_eval, job
 from toto_train.evaluation.leaderboards.benchmarks import Configuration, Options
+from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
 from toto_train.evaluation.leaderboards.measures import COLUMNS, pooled
 from toto_train.evaluation.leaderboards.windows import score
+from toto_train.forecast import Forecaster
+from toto_train.model.toto import Toto
+from toto_train.predictor import create_predictor
 
 from .saved_datasets import SHARED, save, seasonal, shared_series
 
@@ -95,6 +101,32 @@ def compare_with_gluonts(path: Path, folder: str, term: str, season: int) -> Non
     found = pooled(rows, rows.model)
     for name in COLUMNS:
         assert found[name] == pytest.approx(expected[name], rel=2e-6), name
+
+
+def test_a_models_scores_are_those_of_gluonts_with_its_predictor(tmp_path):
+    """As GIFT-Eval's and BOOM's notebooks run the official package, context and all."""
+    import datasets
+    from gluonts.dataset.split import split
+    from gluonts.ev.metrics import MASE, MSIS, MeanWeightedSumQuantileLoss
+    from gluonts.model import evaluate_model
+
+    logging.getLogger("gluonts").setLevel(logging.ERROR)
+    save(tmp_path / "ett1/H", seasonal([2600, 1500], 3, 24), "H")
+    model = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
+    for c in gift_eval.configurations(tmp_path):
+        windows = gift_eval.windows(c, Options(tmp_path), 4096)
+        horizon, count = int(windows.windows["horizon"][0]), len(windows) // 2
+        found = job.scored(dataclasses.replace(GIFT_EVAL, context=1024), c, Options(tmp_path), Forecaster(model))
+        clock = pd.Period("2024-01-01", "h")
+        data = datasets.load_from_disk(str(tmp_path / "ett1/H")).with_format("numpy")
+        entries = [{"start": clock, "target": row["target"]} for row in data]
+        pairs = split(entries, offset=-horizon * count)[1].generate_instances(horizon, windows=count, distance=horizon)
+        metrics = [MASE(), MSIS(), MeanWeightedSumQuantileLoss([k / 10 for k in range(1, 10)])]
+        expected = evaluate_model(
+            create_predictor(model, horizon, 1024, target_dim=3), test_data=pairs, metrics=metrics, seasonality=24
+        )
+        for name in expected:
+            assert found["model"][name] == pytest.approx(float(expected[name].iloc[0]), rel=2e-6), (c.name, name)
 
 
 def test_the_97_configurations_have_the_leaderboards_names():

@@ -50,8 +50,11 @@ class Benchmark:
     """Steps that the network reads, as the published results have it."""
     size: int
     """Configurations of the whole benchmark."""
-    configurations: Callable[[Path], list[Configuration]]
-    """All that can be scored with what lies at a path, those of one folder together; ValueError where nothing can."""
+    repository: str
+    """Of the datasets on the Hugging Face hub."""
+    configurations: Callable[[Path, Path | None], list[Configuration]]
+    """All that can be scored with what lies at a path, those of one folder together; ValueError where nothing can.
+    The file is the benchmark's own list of tasks, where it has one; None: it lies there, too."""
     windows: Callable[[Configuration, Options, int], Windows]
     """Windows of a configuration with at most so many steps of context."""
     fingerprint: Callable[[Configuration, Options], str]

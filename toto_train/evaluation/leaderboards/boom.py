@@ -48,7 +48,7 @@ def _terms(dataset: str, step: str, longest: str, domains: list[str], variates: 
     return [Configuration(f"{dataset}/{step}/{term}", dataset, term, str(domains), variates) for term in terms]
 
 
-def boomlet_configurations(path: Path) -> list[Configuration]:
+def boomlet_configurations(path: Path, file: Path | None = None) -> list[Configuration]:
     found = [c for c in boomlet_table() if folders.is_saved(path / c.folder)]
     if not found:
         raise ValueError(
@@ -58,13 +58,13 @@ def boomlet_configurations(path: Path) -> list[Configuration]:
     return found
 
 
-def configurations(path: Path) -> list[Configuration]:
+def configurations(path: Path, file: Path | None = None) -> list[Configuration]:
     """Those that boom_properties.json names: domain, frequency, num_variates and longest term of every dataset."""
-    file = path / PROPERTIES
+    file = file or path / PROPERTIES
     if not file.is_file():
         raise ValueError(
             f"{file} is missing: it says which datasets have which terms; it lies in the folder boom of "
-            "github.com/DataDog/toto (tasks=boomlet does without)"
+            "github.com/DataDog/toto (tasks.list=FILE where it is elsewhere; tasks=boomlet does without)"
         )
     try:
         named = json.loads(file.read_text())
@@ -100,5 +100,5 @@ def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dic
 
 
 _SAME = gift_eval.windows, gift_eval.fingerprint, pooled, COLUMNS, row, summary, "seasonalnaive"
-BOOM = Benchmark("BOOM", 2048, 7413, configurations, *_SAME)
-BOOMLET = Benchmark("BOOMLET", 2048, 96, boomlet_configurations, *_SAME)
+BOOM = Benchmark("BOOM", 2048, 7413, "Datadog/BOOM", configurations, *_SAME)
+BOOMLET = Benchmark("BOOMLET", 2048, 96, "Datadog/BOOM", boomlet_configurations, *_SAME)

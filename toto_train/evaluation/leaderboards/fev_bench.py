@@ -58,13 +58,18 @@ def complete(task: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def configurations(path: Path) -> list[Configuration]:
+def configurations(path: Path, file: Path | None = None) -> list[Configuration]:
     """Tasks whose dataset is there."""
-    file = path / TASKS
+    file = file or path / TASKS
     if not file.is_file():
-        raise ValueError(f"{file} is missing: it lies in benchmarks/fev_bench of github.com/autogluon/fev")
+        raise ValueError(
+            f"{file} is missing: it lies in benchmarks/fev_bench of github.com/autogluon/fev (tasks.list=FILE)"
+        )
     try:
         tasks = [complete(task) for task in yaml.safe_load(file.read_text(encoding="utf-8"))["tasks"]]
+        names = [t["task_name"] for t in tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is there twice")
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is no list of tasks ({error})") from error
     found = [
@@ -214,5 +219,16 @@ def summary(tables: Tables) -> dict[str, Any]:
 
 
 FEV = Benchmark(
-    "fev-bench", 4096, 100, configurations, windows, fingerprint, of_fev, COLUMNS, row, summary, higher=True
+    "fev-bench",
+    4096,
+    100,
+    "autogluon/fev_datasets",
+    configurations,
+    windows,
+    fingerprint,
+    of_fev,
+    COLUMNS,
+    row,
+    summary,
+    higher=True,
 )

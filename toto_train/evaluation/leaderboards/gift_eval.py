@@ -65,7 +65,7 @@ def window_count(folder: str, shortest: int, horizon: int) -> int:
     return 1 if "m4" in folder else min(max(1, math.ceil(TEST_SHARE * shortest / horizon)), 20)
 
 
-def configurations(path: Path) -> list[Configuration]:
+def configurations(path: Path, file: Path | None = None) -> list[Configuration]:
     found = [c for c in table() if folders.is_saved(path / c.folder)]
     if not found:
         raise ValueError(
@@ -105,4 +105,16 @@ def summary(tables: Tables) -> dict[str, Any]:
     return aggregate.ratio_summary({"MASE": tables[MASE], "CRPS": tables[CRPS]})
 
 
-GIFT_EVAL = Benchmark("GIFT-Eval", 4096, 97, configurations, windows, fingerprint, pooled, COLUMNS, plain_row, summary)
+GIFT_EVAL = Benchmark(
+    "GIFT-Eval",
+    4096,
+    97,
+    "Salesforce/GiftEval",
+    configurations,
+    windows,
+    fingerprint,
+    pooled,
+    COLUMNS,
+    plain_row,
+    summary,
+)

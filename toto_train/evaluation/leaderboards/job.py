@@ -6,13 +6,13 @@ import fnmatch
 import logging
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
-from toto_train.evaluation.leaderboards.boom import BOOM, BOOMLET
+from toto_train.evaluation.leaderboards.boom import BOOM, BOOMLET, boomlet_table
 from toto_train.evaluation.leaderboards.fev_bench import FEV
 from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
 from toto_train.evaluation.leaderboards.published import PUBLISHED
@@ -52,6 +52,10 @@ class LeaderboardJob:
     exclude: list[str] = field(default_factory=list)
     terms: list[str] = field(default_factory=list)
     """Empty: all that the benchmark has."""
+    hub: bool = False
+    """Take the datasets from the Hugging Face hub or its cache, whatever options.path is."""
+    list_of_tasks: str = ""
+    """The benchmark's own file of tasks (BOOM, fev, TIME); empty: it lies beside the datasets."""
     against: str = ""
     """A leaderboard's folder of results: MODEL/all_results.csv of other forecasters, Seasonal Naive's perhaps."""
     checkpoint: str = "best"
@@ -67,6 +71,8 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
     benchmark = BENCHMARKS[job.benchmark]
     check_out(job.out)
     others = read_others(job.against, benchmark.columns)
+    if job.hub:
+        job = replace(job, options=replace(job.options, path=from_hub(benchmark)))
     chosen = _chosen(job, benchmark)
     device = pick_device(job.device)
     model, about, _ = load(job.model, job.checkpoint)
@@ -83,14 +89,30 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
             for n, c in enumerate(chosen):
                 data = benchmark.fingerprint(c, job.options)
                 if not results.done(c.name, data):
-                    results.add(_scored(benchmark, c, job, forecaster) | {"data": data})
+                    line = scored(benchmark, c, job.options, forecaster, job.max_points)
+                    results.add(line | {"data": data})
                 advance(n + 1)
         lines = [results.lines[c.name] for c in chosen]
         return _sum_up(job, benchmark, str(about["model"]), lines, others)
 
 
+def from_hub(benchmark: Benchmark) -> Path:
+    """The benchmark's datasets from the Hugging Face hub, or from its cache on this machine (HF_HUB_OFFLINE=1)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    only = [f"{c.folder}/*" for c in boomlet_table()] if benchmark is BOOMLET else None
+    try:
+        return Path(snapshot_download(benchmark.repository, repo_type="dataset", allow_patterns=only))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"{benchmark.title}: {benchmark.repository} is neither in the cache nor to be had from the hub "
+            f"({type(error).__name__}); give the folder of its datasets, tasks.path="
+        ) from error
+
+
 def _chosen(job: LeaderboardJob, benchmark: Benchmark) -> list[Configuration]:
-    found = benchmark.configurations(job.options.path)
+    found = benchmark.configurations(job.options.path, Path(job.list_of_tasks) if job.list_of_tasks else None)
     kept = [
         c
         for c in found
@@ -106,14 +128,16 @@ def _chosen(job: LeaderboardJob, benchmark: Benchmark) -> list[Configuration]:
     return kept
 
 
-def _scored(benchmark: Benchmark, c: Configuration, job: LeaderboardJob, forecaster: Forecaster) -> dict[str, Any]:
+def scored(
+    benchmark: Benchmark, c: Configuration, options: Options, forecaster: Forecaster, max_points: int = 2**20
+) -> dict[str, Any]:
     """One line of the results."""
-    windows = benchmark.windows(c, job.options, benchmark.context)
+    windows = benchmark.windows(c, options, benchmark.context)
     horizon = int(windows.windows["horizon"][0])
-    if not job.options.context:  # the published models' context_length counts the patches that a pass appends
+    if not options.context:  # the published models' context_length counts the patches that a pass appends
         history = history_steps(benchmark.context, horizon, forecaster.model.config.patch_size)
         windows.windows["context"] = windows.windows["context"].clip(max=history)
-    rows = score(forecaster, windows, job.max_points)
+    rows = score(forecaster, windows, max_points)
     return {
         "configuration": c.name,
         "domain": c.domain,

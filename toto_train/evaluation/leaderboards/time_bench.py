@@ -20,11 +20,13 @@ SETTINGS = "datasets.yaml"
 COLUMNS = ("MASE", "CRPS", "MAE", "MSE")
 
 
-def configurations(path: Path) -> list[Configuration]:
+def configurations(path: Path, file: Path | None = None) -> list[Configuration]:
     """Every term that datasets.yaml has of a dataset that is there."""
-    file = path / SETTINGS
+    file = file or path / SETTINGS
     if not file.is_file():
-        raise ValueError(f"{file} is missing: it lies in src/timebench/config of github.com/zqiao11/TIME")
+        raise ValueError(
+            f"{file} is missing: it lies in src/timebench/config of github.com/zqiao11/TIME (tasks.list=FILE)"
+        )
     try:
         named = yaml.safe_load(file.read_text(encoding="utf-8"))["datasets"]
         table = [
@@ -81,4 +83,6 @@ def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dic
     return plain_row(name, line, metrics, prefix="")
 
 
-TIME = Benchmark("TIME", 4096, 98, configurations, windows, gift_eval.fingerprint, of_time, COLUMNS, row, summary)
+TIME = Benchmark(
+    "TIME", 4096, 98, "Real-TSF/TIME", configurations, windows, gift_eval.fingerprint, of_time, COLUMNS, row, summary
+)
