@@ -60,7 +60,7 @@ class Findings:
             held = sum(c.predicted.holds(c.observed) for c in self.checks)
             error, none = (np.mean([abs(math.log(v / c.observed)) for c, v in self._against(kind)]) for kind in (0, 1))
             found.append((
-                held == len(self.checks),
+                held == len(self.checks) and bool(error < none),
                 f"The largest size, left out of the fit, lies within its 95% band at {held} of {len(self.checks)} "
                 f"horizons; the prediction is off by {error:.2%} on average, the next smaller size's loss by "
                 f"{none:.2%}",
