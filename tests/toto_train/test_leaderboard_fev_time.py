@@ -251,6 +251,15 @@ def test_time_scores_on_real_series(tmp_path):
     check_time(time_folder(tmp_path, targets), targets)
 
 
+def test_other_settings_are_other_tasks(tmp_path):
+    path = time_folder(tmp_path, seasonal([900], 0, 24))
+    before = [time_bench.fingerprint(c, Options(path)) for c in time_bench.configurations(path)]
+    settings = path / time_bench.SETTINGS
+    settings.write_text(settings.read_text().replace("prediction_length: 72", "prediction_length: 48"))
+    after = [time_bench.fingerprint(c, Options(path)) for c in time_bench.configurations(path)]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, True]
+
+
 def test_time_refuses_a_series_shorter_than_its_test(tmp_path):
     path = time_folder(tmp_path, seasonal([150], 0, 24))
     with pytest.raises(ValueError, match="test_length=200 exceeds the shortest series of 150"):

@@ -74,6 +74,10 @@ def windows(c: Configuration, options: Options, context: int) -> Windows:
     return Windows(store, Task(c.folder, store.interval, c.term, ""), cut, options.limit, seasonal_error)
 
 
+def fingerprint(c: Configuration, options: Options) -> str:
+    return f"{gift_eval.fingerprint(c, options)} {sorted(c.settings.items())}"
+
+
 def summary(tables: Tables) -> dict[str, Any]:
     """MASE and CRPS: geometric mean of the ratios to Seasonal Naive, and mean rank."""
     return aggregate.ratio_summary({name: tables[name] for name in ("MASE", "CRPS")})
@@ -84,5 +88,5 @@ def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dic
 
 
 TIME = Benchmark(
-    "TIME", 4096, 98, "Real-TSF/TIME", configurations, windows, gift_eval.fingerprint, of_time, COLUMNS, row, summary
+    "TIME", 4096, 98, "Real-TSF/TIME", configurations, windows, fingerprint, of_time, COLUMNS, row, summary
 )
