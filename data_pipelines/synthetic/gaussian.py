@@ -51,7 +51,12 @@ def periodic_lines(period: float, concentration: float = 1.0) -> Lines:
 
 
 def product(first: Lines, second: Lines) -> Lines:
-    """cos a cos b = (cos(a + b) + cos(a - b)) / 2; equal frequencies become one line."""
+    """cos a cos b = (cos(a + b) + cos(a - b)) / 2; equal frequencies become one line.
+
+    None where one has none: a Matern covariance that is over well before the window's end has next to nothing in lines.
+    """
+    if not len(first.weights) or not len(second.weights):
+        return Lines(np.zeros(0), np.zeros(0))
     signed = np.concatenate([second.frequencies, -second.frequencies])
     frequencies = np.abs(np.add.outer(first.frequencies, signed)).ravel()
     weights = np.multiply.outer(first.weights, np.tile(second.weights / 2, 2)).ravel()

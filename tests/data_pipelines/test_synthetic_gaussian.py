@@ -154,6 +154,23 @@ def test_paths_have_scikit_learns_covariance(
     assert tested > 8
 
 
+ROUGH = gp.Kernel("matern", False, 0.03, order=0.5)
+
+
+@pytest.mark.parametrize("others", [(), (ROUGH,), (ROUGH, gp.Kernel("periodic", False, 1.0, 20))])
+def test_matern_kernels_that_are_over_at_once_have_no_lines_and_still_their_covariance(others) -> None:
+    """Their lines hold less than what is dropped; products of nothing are nothing (seen once in 10^5 series)."""
+    length = 128
+    monomial = (ROUGH, ROUGH, *others)
+    distance = np.arange(length) * (length / (length - 1))
+    expected = np.exp(-(2 + others.count(ROUGH)) * distance / length / ROUGH.scale)
+    if len(others) == 2:
+        expected *= np.exp(-2 * np.sin(np.pi / 20 * distance) ** 2)
+    ((lines, ending),) = gp.decompose([monomial], length).values()
+    np.testing.assert_allclose(gaussian.lines_covariance(lines, distance) + ending, expected, atol=1e-6)
+    assert np.isfinite(gp.sample(np.random.default_rng(0), [monomial], length)).all()
+
+
 @pytest.mark.parametrize("order", matern.ORDERS)
 def test_matern_rest_is_a_covariance_that_ends_with_the_window(order: float) -> None:
     """At any scale the cosines have positive weights, and the rest no negative eigenvalue on circles that hold it."""
