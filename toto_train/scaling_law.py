@@ -186,8 +186,8 @@ def _solve(
         return np.stack([floor, of_size, -n * of_size, of_data, -d * of_data], axis=1) / total[:, None]
 
     inside = [np.clip(start, np.array(LOW) + 1e-6, np.array(HIGH) - 1e-6) for start in starts]
-    found = [least_squares(residuals, start, jacobian, (LOW, HIGH), loss="huber", f_scale=DELTA, ftol=tolerance, xtol=tolerance,
-                           max_nfev=100)
+    found = [least_squares(residuals, start, jacobian, (LOW, HIGH), loss="huber", f_scale=DELTA,
+                           ftol=tolerance, xtol=tolerance, max_nfev=100)
              for start in inside]  # fmt: skip
     best = min(found, key=lambda one: one.cost)
     return best.x, residuals(best.x)
