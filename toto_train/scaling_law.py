@@ -142,7 +142,8 @@ def fit(observations: Sequence[Observation], draws: int = DRAWS, seed: int = 0) 
     check_enough(observations)
     n, d, y = (np.log([getattr(o, key) for o in observations]) for key in ("parameters", "points", "loss"))
     middle = n.mean(), d.mean()
-    best, residuals = _solve(n - middle[0], d - middle[1], y, _starts(y))
+    rough, _ = _solve(n - middle[0], d - middle[1], y, _starts(y))
+    best, residuals = _solve(n - middle[0], d - middle[1], y, [rough], tolerance=1e-10)
     freedom = max(1, len(y) - len(best))
     rng = np.random.default_rng(seed)
     laws: list[Law] = []
@@ -168,7 +169,9 @@ def _starts(y: np.ndarray) -> list[np.ndarray]:
     return [np.array([math.log(low * e), math.log(low * s), a, math.log(low * t), b]) for e, s, a, t, b in cells]
 
 
-def _solve(n: np.ndarray, d: np.ndarray, y: np.ndarray, starts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _solve(
+    n: np.ndarray, d: np.ndarray, y: np.ndarray, starts: Sequence[np.ndarray], tolerance: float = 1e-6
+) -> tuple[np.ndarray, np.ndarray]:
     """(parameters as in LOW, residuals): the best of all starts. n, d: logs around their middle; y: log losses."""
 
     def terms(p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,8 +186,8 @@ def _solve(n: np.ndarray, d: np.ndarray, y: np.ndarray, starts: Sequence[np.ndar
         return np.stack([floor, of_size, -n * of_size, of_data, -d * of_data], axis=1) / total[:, None]
 
     inside = [np.clip(start, np.array(LOW) + 1e-6, np.array(HIGH) - 1e-6) for start in starts]
-    found = [least_squares(residuals, start, jacobian, (LOW, HIGH), loss="huber", f_scale=DELTA, ftol=1e-6, xtol=1e-6,
-                           max_nfev=100)
+    found = [least_squares(residuals, start, jacobian, (LOW, HIGH), loss="huber", f_scale=DELTA,
+                           ftol=tolerance, xtol=tolerance, max_nfev=100)
              for start in inside]  # fmt: skip
     best = min(found, key=lambda one: one.cost)
     return best.x, residuals(best.x)
