@@ -29,7 +29,7 @@ def data_problems(c: Config) -> list[str]:
     out += _family_problems(c)
     if d.mixture and not sum(e.weight for e in d.mixture.values()) > 0:
         out.append("data.mixture: all weights are 0; give at least one entry a positive weight")
-    out += _stage_problems(c) + _augment_problems(d.augment)
+    out += _stage_problems(c) + augment_problems(d.augment)
     if not d.mixture and not c.plan:
         out.append("data.mixture is empty; choose data=quickstart, or data=shards data.mixture.corpus.path=FOLDER")
     return out
@@ -99,7 +99,7 @@ def _stage_problems(c: Config) -> list[str]:
     return out
 
 
-def _augment_problems(config: AugmentConfig, prefix: str = "data.augment") -> list[str]:
+def augment_problems(config: AugmentConfig, prefix: str = "data.augment") -> list[str]:
     out: list[str] = []
     for name in config.PROBABILITIES:
         if not 0 <= (value := getattr(config, name)) <= 1:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,7 +36,8 @@ def launch(config: Config) -> None:
     """Train. Raises ConfigError, RunStopped with an exit status, or what one process of a run raises."""
     p = config.parallel
     if not config.plan:
-        (Path(config.out) / config.name / FAILED).unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written is said below, or by the run
+            (Path(config.out) / config.name / FAILED).unlink(missing_ok=True)
     if config.plan or "RANK" in os.environ or p.mode == "single":
         _here(config)
         return

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toto_train.config import AugmentConfig
-from toto_train.config_check import _augment_problems as problems
+from toto_train.config_check_data import augment_problems as problems
 from toto_train.data.augment import active, augment
 
 ALL = dict.fromkeys(AugmentConfig.PROBABILITIES, 0.5)

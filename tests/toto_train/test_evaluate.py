@@ -295,4 +295,4 @@ def test_the_command(model, data, tmp_path):
     assert (set(frame["source"]), set(frame["variates"]), len(frame)) == ({"db"}, {1}, 3)
     other = evaluate_py(f"model={model}", f"tasks.path={data}", "tasks=gift_eval")
     assert other.returncode == 1
-    assert "use tasks=local" in other.stderr
+    assert "holds no dataset of GIFT-Eval" in other.stderr
