@@ -159,7 +159,7 @@ ROUGH = gp.Kernel("matern", False, 0.03, order=0.5)
 
 @pytest.mark.parametrize("others", [(), (ROUGH,), (ROUGH, gp.Kernel("periodic", False, 1.0, 20))])
 def test_matern_kernels_that_are_over_at_once_have_no_lines_and_still_their_covariance(others) -> None:
-    """Their lines hold less than what is dropped; products of nothing are nothing (seen once in 10^5 series)."""
+    """Their lines hold less than what is dropped; products of nothing are nothing (it ended a run once)."""
     length = 128
     monomial = (ROUGH, ROUGH, *others)
     distance = np.arange(length) * (length / (length - 1))

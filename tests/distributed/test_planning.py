@@ -27,13 +27,12 @@ def base():
         (1, ["micro_rows=8"]),
         (1, ["parallel.precision=bf16", "parallel.activation_checkpointing=0.5", "ema_decay=0.99"]),
         (1, ["optimizer=adamw", "parallel.activation_checkpointing=1"]),
-        (2, ["parallel=ddp", "optimizer.normuon.replicated_state=owner"]),
-        (2, ["parallel=fsdp2", "parallel.precision=bf16_master"]),
+        (1, ["parallel=fsdp2", "parallel.precision=bf16_master"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, list) else str(value),
 )
 def test_a_rank_holds_what_was_planned(base, world, overrides):
-    """Within 10 %, and 0.1 MiB for what a step's bookkeeping takes."""
+    """Within 10 %, and 0.1 MiB for what a step's bookkeeping takes; of one process (docs/planning.md on two)."""
     for moment, (measured, planned) in compare_held([*base, *overrides], world).items():
         assert measured == pytest.approx(planned, rel=0.1, abs=2**20 / 10), moment
 
