@@ -140,7 +140,7 @@ def sent(events: list[dict[str, Any]]) -> tuple[float, int]:
 
 def held(events: list[dict[str, Any]]) -> dict[str, int]:
     """Most bytes of tensors in the forward passes, backward passes and update of a step of a trace: of all steps but
-    the first the one with the least, since gloo's threads let go of messages late now and then."""
+    the first the one with the least; with several processes they differ, which is not explained."""
     forward, backward = (sorted(_spans(events, name)) for name in ("forward", "backward"))
     updates = sorted(_spans(events, "Optimizer.step#NorMuonAdamW.step"))
     live = sorted((e["ts"], e["args"]["Total Allocated"]) for e in events if e.get("name") == "[memory]")
