@@ -1,21 +1,22 @@
 """Does the best learning rate stay as the model grows? python scripts/transfer.py out=DIR [key=value ...]
 
-Trains models of several widths at several learning rates on the same rows. Prints tables and draws out/lr_transfer.png
-(final loss against learning rate, a line a width, a panel a rule) and out/optimizers.png (loss curves of every rule's
-best rate at one width). Every finished run is kept in out/: the same command again, or one with more rules, widths,
-rates or seeds, trains only what is missing.
+Trains models of several widths, or of several depths, at several learning rates on the same rows. Prints tables and
+draws out/lr_transfer.png (final loss against learning rate, a line a size, a panel a rule) and out/optimizers.png (loss
+curves of every rule's best rate at one size). Every finished run is kept in out/: the same command again, or one with
+more rules, sizes, rates or seeds, trains only what is missing.
 
 rules=spectral,unit_scaled    what trains the matrices of the stack: NorMuon with that rule for its learning rate
                     (spectral, unit_scaled, original, match_rms_adamw), muon (spectral, rows not normalised) or adamw.
                     All else is the published recipe; its AdamW trains the other parameters at the recipe's rate
 lr.RULE=0.1,0.2,0.4 peak learning rates of the stack to try under a rule
-widths=64,128,256 depth=4 head_width=32
+widths=64,128,256 depths=4   or one width and several depths, as in widths=64 depths=2,4,8
+head_width=32       of attention
 seeds=0             of initial weights and of rows
 steps=200 rows=8 variates=8 length=512    of training; warm-up over a tenth of the steps, decay over the last 30 %
 path=shards/quickstart/train exclude=synthetic_*   series to train on, and a glob of sources to leave out
 heldout=shards/quickstart/heldout windows=32       series not trained on, and how many rows of them are scored
 measure=train       which final loss chooses: train (mean of the last tenth of the steps) or heldout
-at=128              width at which rules are compared, where there are several
+at=128              width at which rules are compared, where there are several rules and widths
 processes=1         runs at a time, each of one thread
 """
 
@@ -43,11 +44,11 @@ RATES = {
 """Octaves apart, around what is best at width 64 (docs/optimizer.md)."""
 SHARED: dict[str, Any] = {
     "path": "shards/quickstart/train", "exclude": "synthetic_*", "heldout": "shards/quickstart/heldout", "windows": 32,
-    "depth": 4, "head_width": 32, "steps": 200, "rows": 8, "variates": 8, "length": 512,
+    "head_width": 32, "steps": 200, "rows": 8, "variates": 8, "length": 512,
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "rules": "spectral,unit_scaled", **{f"lr.{rule}": rates for rule, rates in RATES.items()}, "widths": "64,128,256",
-    "seeds": "0", **SHARED, "measure": "train", "at": 128, "processes": 1,
+    "depths": "4",     "seeds": "0", **SHARED, "measure": "train", "at": 128, "processes": 1,
 }  # fmt: skip
 
 
@@ -69,9 +70,10 @@ def main(argv: list[str]) -> int:
     if results:
         print("\n" + report.transfer_table(results, measure))
         print(report.draw_transfer(results, measure, out / "lr_transfer.png"))
-    if len({r.trial.rule for r in results if r.trial.width == args["at"]}) > 1:
-        print("\n" + report.comparison_table(results, measure, args["at"]))
-        print(report.draw_comparison(results, measure, args["at"], out / "optimizers.png"))
+    compared = [r for r in results if r.trial.width == args["at"]]
+    if len({r.trial.rule for r in compared}) > 1 and len({r.trial.depth for r in compared}) == 1:
+        print("\n" + report.comparison_table(compared, measure))
+        print(report.draw_comparison(compared, measure, out / "optimizers.png"))
     print(f"{len(results)} runs, {sum(r.cpu_seconds for r in results) / 60:.1f} CPU minutes: {out / 'results.jsonl'}")
     for trial, why in failed.items():
         print(f"transfer: {trial} failed: {why}", file=sys.stderr)
@@ -79,14 +81,16 @@ def main(argv: list[str]) -> int:
 
 
 def grid(args: dict[str, Any]) -> list[Trial]:
-    """The trials asked for, wide models first: they take longest."""
+    """The trials asked for, large models first: they take longest."""
     rules = args["rules"].split(",")
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise ValueError(f"rules={unknown[0]!r} must be of {', '.join(RULES)}")
-    widths, seeds = numbers(args, "widths", int), numbers(args, "seeds", int)
+    widths, depths, seeds = (numbers(args, key, int) for key in ("widths", "depths", "seeds"))
+    if len(widths) > 1 and len(depths) > 1:
+        raise ValueError(f"widths={args['widths']} depths={args['depths']}: give several of one, and one of the other")
     rates = {rule: numbers(args, f"lr.{rule}", float) for rule in rules}
-    cells = product(sorted(widths, reverse=True), rules, seeds)
-    return [Trial(rule, width, lr, seed) for width, rule, seed in cells for lr in rates[rule]]
+    cells = product(sorted(widths, reverse=True), sorted(depths, reverse=True), rules, seeds)
+    return [Trial(rule, width, depth, lr, seed) for width, depth, rule, seed in cells for lr in rates[rule]]
 
 
 def numbers(args: dict[str, Any], key: str, kind: type) -> list[Any]:

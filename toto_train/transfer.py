@@ -1,4 +1,4 @@
-"""Sweeps of the stack's learning rate over widths, on the same rows: does the optimum stay where it is?
+"""Sweeps of the stack's learning rate over widths or depths, on the same rows: does the optimum stay where it is?
 
 A folder holds one sweep: results.jsonl (a finished run a line), curves/ (its losses) and sweep.json (what all runs of
 the folder share, so that only what compares is compared).
@@ -64,7 +64,6 @@ class Shared:
     exclude: str
     heldout: str
     windows: int
-    depth: int
     head_width: int
     steps: int
     rows: int
@@ -78,11 +77,12 @@ class Trial:
 
     rule: str
     width: int
+    depth: int
     lr: float
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.rule}-w{self.width}-lr{self.lr:g}-s{self.seed}"
+        return f"{self.rule}-{self.width}x{self.depth}-lr{self.lr:g}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def training_config(trial: Trial, shared: Shared) -> Config:
     if trial.width % shared.head_width:
         raise ConfigError([f"widths={trial.width} must be a multiple of head_width={shared.head_width}"])
     width, steps = trial.width, shared.steps
-    model = ModelConfig(str(trial), width, shared.depth, width // shared.head_width, _hidden_width(width))
+    model = ModelConfig(str(trial), width, trial.depth, width // shared.head_width, _hidden_width(width))
     normuon = NorMuonConfig(lr=trial.lr, normalize=trial.rule != "muon")
     if trial.rule in LR_RULES:
         normuon.lr_rule = trial.rule
@@ -136,7 +136,7 @@ def _hidden_width(width: int) -> int:
 
 def heldout_config(shared: Shared) -> Config:
     """Rows of series never trained on; the same for every run, whatever its seed."""
-    config = training_config(Trial("spectral", shared.head_width, 1.0, 0), shared)
+    config = training_config(Trial("spectral", shared.head_width, 2, 1.0, 0), shared)
     config.data = replace(config.data, mixture={"heldout": MixtureEntry(shared.heldout, balance="points")})
     config.global_rows = config.micro_rows = math.gcd(shared.rows, shared.windows)
     config.schedule.max_steps = shared.windows // config.global_rows
@@ -240,7 +240,7 @@ def _train_missing(
 
 def _fingerprints(shared: Shared) -> dict[str, str]:
     """What is in the two folders of series."""
-    train, held = training_config(Trial("spectral", shared.head_width, 1.0, 0), shared), heldout_config(shared)
+    train, held = training_config(Trial("spectral", shared.head_width, 2, 1.0, 0), shared), heldout_config(shared)
     found = {}
     for key, config in (("path", train), ("heldout", held)):
         try:
@@ -257,7 +257,9 @@ def _held(out: Path, facts: dict[str, Any]) -> Iterator[None]:
     if not file.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"out={out} is not empty and holds no sweep; choose another out=")
     former = json.loads(file.read_text()) if file.exists() else facts
-    if differ := [f"{k}={former.get(k)}, not {v}" for k, v in facts.items() if former.get(k) != v]:
+    if differ := [
+        f"{k}={former.get(k)}, not {facts.get(k)}" for k in {**facts, **former} if former.get(k) != facts.get(k)
+    ]:
         raise ValueError(f"out={out} holds a sweep with {'; '.join(differ)}; choose another out=")
     (out / "curves").mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(facts, indent=1) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,18 @@ def name_of(rule: str) -> str:
     return {"adamw": "AdamW", "muon": "Muon"}.get(rule, f"NorMuon, {rule}")
 
 
+def axis_of(results: Iterable[Result]) -> str:
+    """What differs between the models: width, or depth where there is one width."""
+    return "width" if len({r.trial.width for r in results}) > 1 else "depth"
+
+
 @dataclass(frozen=True)
 class Line:
-    """Losses of one rule at one width, by learning rate."""
+    """Losses of one rule at one size, by learning rate."""
 
     rule: str
     width: int
+    depth: int
     rates: list[float]
     losses: list[float]
     """Means over seeds."""
@@ -62,13 +69,13 @@ class Line:
 
 
 def lines(results: Iterable[Result], measure: str) -> list[Line]:
-    """A line for every rule and width, in the order they come."""
-    losses: dict[tuple[str, int], dict[float, dict[int, float]]] = {}
+    """A line for every rule and size, in the order they come."""
+    losses: dict[tuple[str, int, int], dict[float, dict[int, float]]] = {}
     for r in results:
         t = r.trial
-        losses.setdefault((t.rule, t.width), {}).setdefault(t.lr, {})[t.seed] = getattr(r, measure)
+        losses.setdefault((t.rule, t.width, t.depth), {}).setdefault(t.lr, {})[t.seed] = getattr(r, measure)
     out = []
-    for (rule, width), by_rate in losses.items():
+    for size, by_rate in losses.items():
         rates = sorted(by_rate)
         # a seed that lacks a rate would shift that rate's mean by what the seed's rows are harder
         seeds = [s for s in next(iter(by_rate.values())) if all(s in at for at in by_rate.values())]
@@ -77,19 +84,19 @@ def lines(results: Iterable[Result], measure: str) -> list[Line]:
         table = np.array([[by_rate[rate][s] for s in seeds] for rate in rates])
         finite = table[np.isfinite(table).all(axis=1)]
         spread = float(np.ptp(finite - finite.mean(axis=0), axis=1).max()) if len(seeds) > 1 and len(finite) else np.nan
-        out.append(Line(rule, width, rates, table.mean(axis=1).tolist(), seeds, spread))
+        out.append(Line(*size, rates, table.mean(axis=1).tolist(), seeds, spread))
     return out
 
 
 def transfer_table(results: Sequence[Result], measure: str) -> str:
-    """Markdown: losses by width and rate, the optimum, and what the smallest width's best rate costs at each width."""
-    found = lines(results, measure)
+    """Markdown: losses by size and rate, the optimum, and what the smallest size's best rate costs at each size."""
+    found, axis = lines(results, measure), axis_of(results)
     text = []
     for rule in dict.fromkeys(line.rule for line in found):
-        own = sorted((line for line in found if line.rule == rule), key=lambda line: line.width)
+        own = sorted((line for line in found if line.rule == rule), key=attrgetter(axis))
         rates = sorted({rate for line in own for rate in line.rates})
         text += [f"**{rule}**, {MEASURES[measure]}", ""]
-        text += [f"| width | {' | '.join(f'{r:g}' for r in rates)} | optimum | excess at the smallest width's best |"]
+        text += [f"| {axis} | {' | '.join(f'{r:g}' for r in rates)} | optimum | excess at the smallest {axis}'s best |"]
         text += ["|---" * (len(rates) + 3) + "|"]
         anchor = own[0].rates[own[0].best]
         for line in own:
@@ -98,28 +105,32 @@ def transfer_table(results: Sequence[Result], measure: str) -> str:
             cells = [f"**{at[r]:.4f}**" if at.get(r) == best else f"{at[r]:.4f}" if r in at else "" for r in rates]
             sign = ("<= " if line.best == 0 else ">= ") if line.at_edge and len(line.rates) > 1 else ""
             excess = f"{(at[anchor] / best - 1) * 100:.2f} %" if anchor in at else ""
-            text.append(f"| {line.width} | {' | '.join(cells)} | {sign}{line.optimum:.3g} | {excess} |")
-        spreads = [f"{line.spread:.4f} at width {line.width}" for line in own if math.isfinite(line.spread)]
+            text.append(f"| {getattr(line, axis)} | {' | '.join(cells)} | {sign}{line.optimum:.3g} | {excess} |")
+        spreads = [f"{line.spread:.4f} at {axis} {getattr(line, axis)}" for line in own if math.isfinite(line.spread)]
         text += ["", f"Seeds differ by up to {', '.join(spreads)} in what they say of a rate.", ""] if spreads else [""]
         if len(own) > 1 and not any(line.at_edge for line in own):
-            shift = np.polyfit(np.log2([line.width for line in own]), np.log2([line.optimum for line in own]), 1)[0]
-            text += [f"The optimum moves as width^{shift:+.2f}.", ""]
+            shift = np.polyfit(
+                np.log2([getattr(line, axis) for line in own]), np.log2([line.optimum for line in own]), 1
+            )[0]
+            text += [f"The optimum moves as {axis}^{shift:+.2f}.", ""]
         elif len(own) > 1 and len(rates) > 1:
             text += ["An optimum lies at the edge of the rates: give more of them.", ""]
     return "\n".join(text)
 
 
 def draw_transfer(results: Sequence[Result], measure: str, out: Path) -> Path:
-    """A panel a rule, a line a width; the best rate of each is marked."""
-    found = lines(results, measure)
+    """A panel a rule, a line a size; the best rate of each is marked."""
+    found, axis = lines(results, measure), axis_of(results)
     rules = list(dict.fromkeys(line.rule for line in found))
     figure = Figure(figsize=(4.2 * len(rules) + 0.4, 3.6), layout="constrained")
     panels = figure.subplots(1, len(rules), sharey=True, squeeze=False)[0]
     finite = [loss for line in found for loss in line.losses if math.isfinite(loss)]
     for panel, rule in zip(panels, rules, strict=True):
-        own = sorted((line for line in found if line.rule == rule), key=lambda line: line.width)
+        own = sorted((line for line in found if line.rule == rule), key=attrgetter(axis))
         for line, color in zip(own, COLORS, strict=False):
-            panel.plot(line.rates, line.losses, marker="o", markersize=3, color=color, label=f"width {line.width}")
+            panel.plot(
+                line.rates, line.losses, marker="o", markersize=3, color=color, label=f"{axis} {getattr(line, axis)}"
+            )
             panel.plot(line.rates[line.best], line.losses[line.best], "o", markersize=9, mfc="none", color=color)
             panel.axvline(line.optimum, color=color, linewidth=0.8, linestyle=":")
         panel.set(xscale="log", xlabel="peak learning rate of the stack", title=rule)
@@ -143,7 +154,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Best:
-    """Curves of a rule's best learning rate at one width, means over seeds."""
+    """Curves of a rule's best learning rate at one size, means over seeds."""
 
     rule: str
     lr: float
@@ -154,11 +165,12 @@ class Best:
     """By measure; training loss is averaged over the LAST share of all steps before a point."""
 
 
-def best_runs(results: Sequence[Result], measure: str, width: int) -> list[Best]:
+def best_runs(results: Sequence[Result], measure: str) -> list[Best]:
+    """The best of each rule; all results are of one size."""
     out = []
-    for line in lines([r for r in results if r.trial.width == width], measure):
+    for line in lines(results, measure):
         lr = line.rates[line.best]
-        trials = {Trial(line.rule, width, lr, seed) for seed in line.seeds}
+        trials = {Trial(line.rule, line.width, line.depth, lr, seed) for seed in line.seeds}
         own = [r for r in results if r.trial in trials]
         if not math.isfinite(line.losses[line.best]):
             continue
@@ -185,17 +197,18 @@ def points_to_reach(points: np.ndarray, curve: np.ndarray, loss: float) -> float
     return float(points[k - 1] + share * (points[k] - points[k - 1]))
 
 
-def comparison_table(results: Sequence[Result], measure: str, width: int) -> str:
+def comparison_table(results: Sequence[Result], measure: str) -> str:
     """Markdown: each rule's best rate and losses, and its points to the losses of the reference over the reference's.
 
     The reference is adamw, or the first rule where that was not swept. Only the held-out windows, always the same,
     give a curve on which "first reached" means something: rows differ in how hard they are.
     """
-    found = best_runs(results, measure, width)
+    found = best_runs(results, measure)
     if not found:
         return ""
     reference = next((b for b in found if b.rule == "adamw"), found[0])
-    text = [f"Best learning rate of each at width {width}:", ""]
+    size = results[0].trial
+    text = [f"Best learning rate of each at width {size.width}, depth {size.depth}:", ""]
     text += [f"| | lr | {' | '.join(MEASURES.values())} |", "|---" * (2 + len(MEASURES)) + "|"]
     for b in found:
         edge = " (edge of the rates)" if b.at_edge else ""
@@ -216,9 +229,9 @@ def comparison_table(results: Sequence[Result], measure: str, width: int) -> str
     return "\n".join([*text, ""])
 
 
-def draw_comparison(results: Sequence[Result], measure: str, width: int, out: Path) -> Path:
+def draw_comparison(results: Sequence[Result], measure: str, out: Path) -> Path:
     """Curves of each rule's best learning rate: training loss on the left, held-out windows on the right."""
-    found = best_runs(results, measure, width)
+    found = best_runs(results, measure)
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     panels = figure.subplots(1, len(MEASURES))
     for panel, (name, label) in zip(panels, MEASURES.items(), strict=True):

@@ -25,14 +25,16 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def shared(corpus) -> Shared:
-    return Shared(str(corpus / "train"), "web", str(corpus / "heldout"), 4, 2, 16, 4, 2, 4, 128)
+    return Shared(str(corpus / "train"), "web", str(corpus / "heldout"), 4, 16, 4, 2, 4, 128)
 
 
-def result(rule: str, width: int, lr: float, loss: float, seed: int = 0, curve: list[float] | None = None) -> Result:
+def result(
+    rule: str, width: int, lr: float, loss: float, seed: int = 0, curve: list[float] | None = None, depth: int = 4
+) -> Result:
     rows = [
         {"step": i + 1, "points": 10.0 * (i + 1), "train": y, "heldout": y} for i, y in enumerate(curve or [loss] * 10)
     ]
-    return Result(Trial(rule, width, lr, seed), loss, loss, 100, 60.0, rows)
+    return Result(Trial(rule, width, depth, lr, seed), loss, loss, 100, 60.0, rows)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,9 +44,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_runs_see_the_same_rows_and_repeat_to_the_bit(shared):
-    first = train(Trial("spectral", 16, 0.1, 0), shared)
-    again = train(Trial("spectral", 16, 0.1, 0), shared)
-    other = train(Trial("adamw", 32, 0.2, 0), shared)
+    first = train(Trial("spectral", 16, 2, 0.1, 0), shared)
+    again = train(Trial("spectral", 16, 2, 0.1, 0), shared)
+    other = train(Trial("adamw", 32, 2, 0.2, 0), shared)
     assert (first.train, first.heldout) == (again.train, again.heldout)
     assert [row["points"] for row in first.curve] == [row["points"] for row in other.curve]
     assert first.curve[0]["train"] != first.curve[3]["train"] != other.curve[3]["train"]
@@ -52,12 +54,12 @@ def test_runs_see_the_same_rows_and_repeat_to_the_bit(shared):
 
 
 def test_a_run_that_diverges_counts_as_infinite(shared):
-    r = train(Trial("adamw", 16, 1e30, 0), shared)
+    r = train(Trial("adamw", 16, 2, 1e30, 0), shared)
     assert r.train == r.heldout == math.inf
 
 
 def test_the_rate_of_adamw_is_that_of_the_stacks_matrices(shared):
-    config = training_config(Trial("adamw", 32, 0.3, 0), shared)
+    config = training_config(Trial("adamw", 32, 2, 0.3, 0), shared)
     optimizer = build_optimizer(Toto.create(config.model, 0).named_parameters(), config.optimizer, 2)
     before = dict(zip(optimizer.param_groups[0]["param_names"], optimizer.param_groups[0]["multipliers"], strict=True))
     _set_stack_lr(optimizer, 0.3)
@@ -72,20 +74,20 @@ def test_the_rate_of_adamw_is_that_of_the_stacks_matrices(shared):
 
 def test_rules_choose_what_trains_the_stack(shared):
     chosen = {
-        rule: training_config(Trial(rule, 32, 0.3, 0), shared).optimizer for rule in ("unit_scaled", "muon", "adamw")
+        rule: training_config(Trial(rule, 32, 2, 0.3, 0), shared).optimizer for rule in ("unit_scaled", "muon", "adamw")
     }
     assert chosen["unit_scaled"].normuon.lr_rule == "unit_scaled"
     assert (chosen["muon"].normuon.lr_rule, chosen["muon"].normuon.normalize) == ("spectral", False)
     assert chosen["adamw"].stack == "adamw"
     assert {o.adamw.lr for o in chosen.values()} == {0.012}
-    assert (training_config(Trial("muon", 256, 0.3, 0), shared).model.d_ff) == 688
+    assert (training_config(Trial("muon", 256, 2, 0.3, 0), shared).model.d_ff) == 688
 
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_with_what_is_missing(shared, tmp_path):
     out = tmp_path / "sweep"
-    keys = ("path", "exclude", "heldout", "windows", "depth", "head_width", "steps", "rows", "variates", "length")
-    same = [f"{key}={getattr(shared, key)}" for key in keys]
+    keys = ("path", "exclude", "heldout", "windows", "head_width", "steps", "rows", "variates", "length")
+    same = [f"{key}={getattr(shared, key)}" for key in keys] + ["depths=2"]
     done = run(f"out={out}", *same, "rules=spectral", "widths=16,32", "lr.spectral=0.1,0.4", "processes=2")
     assert done.returncode == 0, done.stderr
     assert "| 32 |" in done.stdout
@@ -99,7 +101,10 @@ def test_a_sweep_goes_on_with_what_is_missing(shared, tmp_path):
     assert len((out / "results.jsonl").read_text().splitlines()) == 5
     assert "Points to reach" in more.stdout
     assert (out / "optimizers.png").read_bytes()[:4] == b"\x89PNG"
-    assert train(Trial("spectral", 16, 0.4, 0), shared).train == read_results(out)[Trial("spectral", 16, 0.4, 0)].train
+    assert (
+        train(Trial("spectral", 16, 2, 0.4, 0), shared).train
+        == read_results(out)[Trial("spectral", 16, 2, 0.4, 0)].train
+    )
     other = run(f"out={out}", *same, "steps=5")
     assert other.returncode == 1
     assert "steps=4, not 5" in other.stderr
@@ -108,11 +113,11 @@ def test_a_sweep_goes_on_with_what_is_missing(shared, tmp_path):
 
 def test_what_cannot_be_swept_is_refused_before_anything_is_made(shared, tmp_path):
     cases = [
-        (Trial("sgd", 16, 0.1, 0), shared, "spectral, unit_scaled"),
-        (Trial("spectral", 24, 0.1, 0), shared, "widths=24 must be a multiple of head_width=16"),
-        (Trial("spectral", 16, -0.1, 0), shared, "optimizer.normuon.lr=-0.1"),
-        (Trial("spectral", 16, 0.1, 0), Shared(**{**vars(shared), "heldout": "nowhere"}), "heldout=nowhere"),
-        (Trial("spectral", 16, 0.1, 0), Shared(**{**vars(shared), "steps": 0}), "schedule.max_steps=0"),
+        (Trial("sgd", 16, 2, 0.1, 0), shared, "spectral, unit_scaled"),
+        (Trial("spectral", 24, 2, 0.1, 0), shared, "widths=24 must be a multiple of head_width=16"),
+        (Trial("spectral", 16, 2, -0.1, 0), shared, "optimizer.normuon.lr=-0.1"),
+        (Trial("spectral", 16, 2, 0.1, 0), Shared(**{**vars(shared), "heldout": "nowhere"}), "heldout=nowhere"),
+        (Trial("spectral", 16, 2, 0.1, 0), Shared(**{**vars(shared), "steps": 0}), "schedule.max_steps=0"),
     ]
     for trial, settings, message in cases:
         with pytest.raises((ConfigError, ValueError), match=message):
@@ -121,7 +126,7 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_made(shared, tmp_pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     with pytest.raises(ValueError, match="holds no sweep"):
-        sweep(tmp_path / "mine", [Trial("spectral", 16, 0.1, 0)], shared, 1, print)
+        sweep(tmp_path / "mine", [Trial("spectral", 16, 2, 0.1, 0)], shared, 1, print)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -130,6 +135,8 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_made(shared, tmp_pat
     [
         ("rules=sgd", "rules='sgd' must be of spectral"),
         ("widths=64,x", "widths='64,x' must be numbers"),
+        ("depths=0", "model.num_layers=0"),
+        ("depths=2,4", "give several of one, and one of the other"),
         ("measure=mase", "measure='mase' must be one of train, heldout"),
         ("processes=0", "processes=0 must be positive"),
     ],
@@ -149,6 +156,8 @@ def test_the_optimum_is_the_vertex_of_a_parabola_in_the_logarithm():
     text = transfer_table(results, "train")
     assert "The optimum moves as width^+0.50." in text
     assert "**1.1036**" in text  # width 64 at 0.2
+    deep = [result("spectral", 64, r.trial.lr, r.train, depth=r.trial.width // 16) for r in results]
+    assert "The optimum moves as depth^+0.50." in transfer_table(deep, "train")
     edge = transfer_table([result("spectral", 64, lr, lr) for lr in rates], "train")
     assert "<= 0.1" in edge
 
@@ -159,12 +168,12 @@ def test_seeds_are_averaged_and_only_those_that_have_every_rate():
     (line,) = lines(results, "heldout")
     assert line.losses == [1.5, 2.75]
     assert line.spread == pytest.approx(0.25)
-    assert [b.losses["train"] for b in best_runs(results, "train", 64)] == [1.5]
+    assert [b.losses["train"] for b in best_runs(results, "train")] == [1.5]
 
 
 def test_a_diverged_rate_is_never_the_best():
     results = [result("muon", 64, 0.1, 1.0), result("muon", 64, 0.2, math.inf, curve=[1.0, math.nan])]
-    assert [b.lr for b in best_runs(results, "train", 64)] == [0.1]
+    assert [b.lr for b in best_runs(results, "train")] == [0.1]
     assert "inf" in transfer_table(results, "train")
 
 
@@ -174,7 +183,7 @@ def test_points_to_reach_a_loss_and_their_ratio():
     assert points_to_reach(x, y, 3.5) == 10
     assert math.isnan(points_to_reach(x, y, 0.9))
     slow, fast = [5 - 0.1 * i for i in range(40)], [5 - 0.2 * i for i in range(40)]
-    table = comparison_table([result("muon", 64, 1, 1, curve=fast), result("adamw", 64, 1, 2, curve=slow)], "train", 64)
+    table = comparison_table([result("muon", 64, 1, 1, curve=fast), result("adamw", 64, 1, 2, curve=slow)], "train")
     *_, ratios = [row.split("|") for row in table.splitlines() if row.startswith("| Muon |")]
     assert [float(ratio) for ratio in ratios[2:-1]] == pytest.approx([0.5] * 4, abs=0.06)
 
