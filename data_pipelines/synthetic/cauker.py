@@ -7,7 +7,7 @@ the roots here are independent.
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from data_pipelines.synthetic import kernel
 
@@ -47,7 +47,7 @@ def activation(rng: np.random.Generator, kind: str, x: np.ndarray) -> np.ndarray
     if kind == "relu":
         return np.maximum(x, 0)
     if kind == "sigmoid":
-        return expit(x)
+        return scipy.special.expit(x)
     if kind == "sin":
         return np.sin(x)
     if kind == "mod":

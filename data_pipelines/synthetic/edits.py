@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import correlate1d, uniform_filter1d
+import scipy
 
 from data_pipelines.synthetic import frequency
 from data_pipelines.synthetic.frequency import DAY
@@ -138,7 +138,7 @@ def resample(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     if kind < 0.2:
         return x[known[np.clip((t - first) // factor, 0, len(known) - 1)]]
     filled = np.interp(t, known, x[known]).astype(np.float32)
-    return filled if kind < 0.7 else uniform_filter1d(filled, max(3, length // 128), mode="nearest")
+    return filled if kind < 0.7 else scipy.ndimage.uniform_filter1d(filled, max(3, length // 128), mode="nearest")
 
 
 def calculus(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
@@ -149,9 +149,9 @@ def calculus(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     else:
         reach, sd = int(rng.integers(5, 52)) // 2, rng.uniform(2, 20)
         bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sd) ** 2)
-        changed = correlate1d(x.astype(np.float64), bell / bell.sum(), mode="mirror")
+        changed = scipy.ndimage.correlate1d(x.astype(np.float64), bell / bell.sum(), mode="mirror")
         if kind != "blur":
-            changed = correlate1d(changed, DIFFERENCES[kind], mode="mirror")
+            changed = scipy.ndimage.correlate1d(changed, DIFFERENCES[kind], mode="mirror")
     return rescaled(changed, x)
 
 

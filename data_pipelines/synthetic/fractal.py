@@ -7,7 +7,7 @@ returned, so that neither a start-up nor the transform's period shows.
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft
+import scipy
 
 from data_pipelines.synthetic.audio import BROWN_MEMORY, peak_normalised
 from data_pipelines.synthetic.draws import uniform, white
@@ -22,7 +22,7 @@ def generate(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
     The noise's gain, U(.3, .8) in the published graph, is lost in the division by the peak.
     """
     number = rng.integers(SCALES[0], SCALES[1] + 1, count)
-    z = np.exp(-2j * np.pi * fft.rfftfreq(2 * length)).astype(np.complex64)
+    z = np.exp(-2j * np.pi * scipy.fft.rfftfreq(2 * length)).astype(np.complex64)
     response = np.zeros((count, len(z)), np.complex64)
     for i in range(SCALES[1]):
         rows = np.flatnonzero(number > i)
@@ -30,8 +30,8 @@ def generate(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
         gain = uniform(rng, 0.5, 0.8, len(rows)) ** i
         response[rows] += gain.astype(np.float32) * low_pass(z, frequency / RATE, q)
     response /= 1 - np.float32(np.exp(-1 / BROWN_MEMORY)) * z
-    spectrum = fft.rfft(white(rng, count, 2 * length)) * response
-    return peak_normalised(fft.irfft(spectrum, n=2 * length)[:, :length])
+    spectrum = scipy.fft.rfft(white(rng, count, 2 * length)) * response
+    return peak_normalised(scipy.fft.irfft(spectrum, n=2 * length)[:, :length])
 
 
 def low_pass(z: np.ndarray, frequency: np.ndarray, q: np.ndarray) -> np.ndarray:
