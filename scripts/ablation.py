@@ -3,13 +3,15 @@
 
 Trains the quickstart's model on equal numbers of observed points of real series only, of synthetic ones only, and of
 mixtures, and scores all of them on the quickstart's held-out sources. A run that is complete is not run again. Prints
-the table that docs/synthetic.md has; DIR/ablation.json holds every score.
+the table that docs/synthetic.md has, with the CPU time of each kind of data (user and system, of train.py and all
+processes it starts, its scores included) beside a budget of two hours; DIR/ablation.json holds every score and time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +33,7 @@ ARMS: dict[str, dict[str, float]] = {
 }
 """Shares of observed points by entry of configs/data/ablation.yaml."""
 METRICS = ("mwql", "mase")
+BUDGET = 2.0  # CPU-hours, of all runs together
 OPTIONS: dict[str, Any] = {"points": 40_000_000, "seeds": "0,1", "processes": 1}
 
 
@@ -43,10 +46,12 @@ def main(argv: list[str]) -> int:
     with ThreadPoolExecutor(args["processes"]) as pool:
         failed = [key for key, status in zip(jobs, pool.map(run, jobs.values()), strict=True) if status]
     scores = {arm: [read(out / name_of(arm, seed)) for seed in seeds if (arm, seed) not in failed] for arm in ARMS}
-    write_text(
-        out / "ablation.json", json.dumps({"points": args["points"], "seeds": seeds, "scores": scores}, indent=1)
-    )
-    print(table(scores))
+    seconds = {arm: [cpu_seconds(out / name_of(arm, seed)) for seed in seeds] for arm in ARMS}
+    facts = {"points": args["points"], "seeds": seeds, "scores": scores, "cpu_seconds": seconds}
+    write_text(out / "ablation.json", json.dumps(facts, indent=1))
+    print(table(scores, seconds))
+    total = sum(sum(of_arm) for of_arm in seconds.values()) / 3600
+    print(f"CPU time {total:.2f} hours, budget {BUDGET:g}" + (": over it" if total > BUDGET else ""))
     for arm, seed in failed:
         print(f"ablation: {arm}, seed {seed} failed: {out / name_of(arm, seed)}.log", file=sys.stderr)
     return 1 if failed else 0
@@ -75,7 +80,18 @@ def run(overrides: list[str]) -> int:
         return 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w") as log:
-        return subprocess.run([sys.executable, str(ROOT / "train.py"), *overrides], stdout=log, stderr=log).returncode
+        process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *overrides], stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)  # of this child and its own, while others run beside it
+    process.returncode = os.waitstatus_to_exitcode(status)
+    spent = cpu_seconds(folder) + used.ru_utime + used.ru_stime  # a run that was cut off spent some before
+    write_text(folder.with_suffix(".cpu"), f"{spent:.1f}\n")
+    return process.returncode
+
+
+def cpu_seconds(folder: Path) -> float:
+    """CPU-seconds that a run has taken so far; those of a run from before they were kept are not in it."""
+    kept = folder.with_suffix(".cpu")
+    return float(kept.read_text()) if kept.is_file() else 0.0
 
 
 def read(folder: Path) -> dict[str, float]:
@@ -83,16 +99,17 @@ def read(folder: Path) -> dict[str, float]:
     return {metric: overall[metric]["value"] for metric in METRICS}
 
 
-def table(scores: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: geometric means over seeds, and the scores of the seeds."""
-    lines = ["| trained on | relative MWQL | by seed | relative MASE | by seed |", "|---|--:|---|--:|---|"]
+def table(scores: dict[str, list[dict[str, float]]], seconds: dict[str, list[float]]) -> str:
+    """Markdown: geometric means over seeds, the scores of the seeds, and CPU minutes of all seeds together."""
+    head = ("trained on", "relative MWQL", "by seed", "relative MASE", "by seed", "CPU minutes")
+    lines = [f"| {' | '.join(head)} |", "|---|--:|---|--:|---|--:|"]
     for arm, by_seed in scores.items():
         cells = []
         for metric in METRICS:
             values = [s[metric] for s in by_seed]
             mean = math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
             cells += [f"{mean:.3f}", ", ".join(f"{v:.3f}" for v in values)]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {arm} | {' | '.join(cells)} | {sum(seconds[arm]) / 60:.1f} |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 The published series are the first 2048 samples, 46 ms at 44.1 kHz, of a sound whose events are up to 5 s apart, behind
 a fade-in. Ours are windows of the same sound, begun at a random time, at a rate of which 2048 to 4096 steps hold what
 the law names. The rate is a constant of the family, so a law means the same at every length; a series is divided by its
-greatest magnitude, as published.
+greatest magnitude, as published. `faithful` gives the published window: the first T samples, faded in.
 
 | family | rate | 4096 steps | slowest part | fastest part |
 |---|---|---|---|---|
@@ -22,6 +22,7 @@ import numpy as np
 
 from data_pipelines.synthetic.draws import autoregression, uniform
 
+SAMPLE_RATE, FADE_IN = 44_100.0, 441  # of the published sounds: Hz, samples
 LONGEST_CYCLE = 10.0  # seconds; windows begin anywhere in it
 BROWN_MEMORY = 350.0  # steps: a leak at 20 Hz of 44.1 kHz
 EXPONENT = 10  # of the segments of an envelope
@@ -29,8 +30,10 @@ EXPONENT = 10  # of the segments of an envelope
 Points = Sequence[tuple[np.ndarray | float, np.ndarray | float]]
 
 
-def clock(rng: np.random.Generator, length: int, count: int, rate: float) -> np.ndarray:
-    """Seconds since the sound began, [count, length]."""
+def clock(rng: np.random.Generator, length: int, count: int, rate: float, faithful: bool = False) -> np.ndarray:
+    """Seconds since the sound began, [count, length]; faithful: from 0 on, at SAMPLE_RATE."""
+    if faithful:
+        return np.broadcast_to(np.arange(length) / SAMPLE_RATE, (count, length))
     return uniform(rng, 0, LONGEST_CYCLE, count) + np.arange(length) / rate
 
 
@@ -71,7 +74,9 @@ def brown(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
     return autoregression(rng, np.full((count, 1), BROWN_MEMORY), length) / np.float32(3)
 
 
-def peak_normalised(values: np.ndarray) -> np.ndarray:
-    """Rows divided by their greatest magnitude, float32."""
+def peak_normalised(values: np.ndarray, faithful: bool = False) -> np.ndarray:
+    """Rows divided by their greatest magnitude, float32; faithful: after a fade-in that is linear."""
+    if faithful:
+        values = values * np.minimum(np.arange(values.shape[1], dtype=np.float32) / FADE_IN, 1)
     peak = np.abs(values).max(axis=1, keepdims=True)
     return (values / np.maximum(peak, np.finfo(np.float32).tiny)).astype(np.float32)

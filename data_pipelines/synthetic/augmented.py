@@ -3,8 +3,9 @@
 mixup -> edits -> random convolutions -> mixup, with parents from the chunk's own pool of 64. A result counts when it
 differs from its source, after scaling, by at least CHANGE interquartile ranges in the mean and is not constant; else
 another source is tried. Ours differ in two ways. The gate of the random convolutions is asked once (.3), not twice
-(.09). And where the published batch stream builds 64 series to keep one at random, every series of ours is kept: the
-law of one series is the same, and nothing is made to be thrown away.
+(.09; so it is with `faithful`, which takes the faithful sources and edits, too). And where the published batch stream
+builds 64 series to keep one at random, every series of ours is kept: the law of one series is the same, and nothing is
+made to be thrown away.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ CHANGE = 0.05
 TRIES = 10
 
 
-def per_sample(rng: np.random.Generator, length: int, count: int, laws: sources.Laws) -> Chunk:
+def per_sample(rng: np.random.Generator, length: int, count: int, laws: sources.Laws, faithful: bool = False) -> Chunk:
     """Every series is scaled in a way of its own (half are not), and so are the parents it is mixed with."""
-    pool = sources.draw(rng, length, count, laws)
+    pool, gate = sources.draw(rng, length, count, laws), RANDOM_CONV**2 if faithful else RANDOM_CONV
     values, base = np.empty((count, length), np.float32), np.arange(count)
     for row, drawn in enumerate(draw_categories(rng, count)):
         for _ in range(TRIES):
@@ -33,8 +34,8 @@ def per_sample(rng: np.random.Generator, length: int, count: int, laws: sources.
             source = pool.scaled(at, scaler)
             x = _with_others(rng, source, pool, at, scaler) if rng.random() < MIXUP else source
             label = Label(pool.intervals[at], pool.starts[at])
-            x = edit(rng, x, drawn, label, quantised=True)
-            x = random_conv(rng, x) if rng.random() < RANDOM_CONV else x
+            x = edit(rng, x, drawn, label, quantised=True, faithful=faithful)
+            x = random_conv(rng, x) if rng.random() < gate else x
             values[row] = _with_others(rng, x, pool, at, scaler) if rng.random() < MIXUP else x
             if changed(source, values[row]):
                 break
@@ -42,16 +43,16 @@ def per_sample(rng: np.random.Generator, length: int, count: int, laws: sources.
     return Chunk(list(values[:, None]), pool.intervals[base], pool.starts[base])
 
 
-def batch(rng: np.random.Generator, length: int, count: int, laws: sources.Laws) -> Chunk:
+def batch(rng: np.random.Generator, length: int, count: int, laws: sources.Laws, faithful: bool = False) -> Chunk:
     """The pool is scaled row by row, augmented as a batch, and mixed with itself; no calendar, no quantisation."""
-    pool = sources.draw(rng, length, count, laws)
+    pool, gate = sources.draw(rng, length, count, laws), RANDOM_CONV**2 if faithful else RANDOM_CONV
     scalers = rng.choice(sources.SCALERS, count)
     scaled = np.stack([pool.scaled(row, str(scaler)) for row, scaler in enumerate(scalers)])
 
     def edited(at: int, drawn: np.ndarray) -> np.ndarray:
         x = _of_others(rng, scaled, at) if rng.random() < MIXUP else scaled[at]
-        x = edit(rng, x, drawn, None, quantised=False)
-        return random_conv(rng, x) if rng.random() < RANDOM_CONV else x
+        x = edit(rng, x, drawn, None, quantised=False, faithful=faithful)
+        return random_conv(rng, x) if rng.random() < gate else x
 
     categories = draw_categories(rng, count)
     half_way = np.stack([edited(at, drawn) for at, drawn in enumerate(categories)])

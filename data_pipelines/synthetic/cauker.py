@@ -1,13 +1,14 @@
 """Six variates on a random causal graph: roots are Gaussian processes, every other one a function of its parents.
 
 Law: CauKer as in TempoPFN. Where that reseeds its generator, so that all roots of a graph share one vector of normals,
-the roots here are independent.
+the roots here are independent. With `faithful` they share it, too: roots of one kernel are one path plus their means.
+(Of roots of different kernels the joint law is another, since the normals weigh other functions here.)
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from data_pipelines.synthetic import kernel
 
@@ -18,9 +19,9 @@ MEANS = ("zero", "linear", "exponential", "anomalies")
 ACTIVATIONS = ("linear", "relu", "sigmoid", "sin", "mod", "leaky_relu")
 
 
-def generate(rng: np.random.Generator, length: int, count: int) -> list[np.ndarray]:
+def generate(rng: np.random.Generator, length: int, count: int, faithful: bool = False) -> list[np.ndarray]:
     """`count` groups, float32 [6, length], variates in random order."""
-    return [_group(rng, length) for _ in range(count)]
+    return [_group(rng, length, faithful) for _ in range(count)]
 
 
 def widths(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -47,7 +48,7 @@ def activation(rng: np.random.Generator, kind: str, x: np.ndarray) -> np.ndarray
     if kind == "relu":
         return np.maximum(x, 0)
     if kind == "sigmoid":
-        return expit(x)
+        return scipy.special.expit(x)
     if kind == "sin":
         return np.sin(x)
     if kind == "mod":
@@ -55,7 +56,8 @@ def activation(rng: np.random.Generator, kind: str, x: np.ndarray) -> np.ndarray
     return np.where(x > 0, x, rng.uniform(0.01, 0.3) * x)
 
 
-def _group(rng: np.random.Generator, length: int) -> np.ndarray:
+def _group(rng: np.random.Generator, length: int, faithful: bool) -> np.ndarray:
+    key = int(rng.integers(2**63)) if faithful else 0
     nodes = np.empty((NODES, length), dtype=np.float32)
     for node, parents in zip(nodes, draw_parents(rng), strict=True):
         if len(parents):
@@ -64,7 +66,9 @@ def _group(rng: np.random.Generator, length: int) -> np.ndarray:
             node[:] = activation(rng, ACTIVATIONS[rng.integers(0, len(ACTIVATIONS))], mixed)
         else:
             node[:] = draw_mean(rng, length)
-            node += kernel.sample(rng, kernel.draw_monomials(rng, MOST_KERNELS), length)
+            monomials = kernel.draw_monomials(rng, MOST_KERNELS)
+            normals = np.random.Generator(np.random.Philox(key)) if faithful else rng
+            node += kernel.sample(normals, monomials, length)
     return nodes[rng.permutation(NODES)]
 
 

@@ -2,7 +2,8 @@
 
 Of the six, U{2..5} are drawn without replacement by weight and applied in the order of CATEGORIES. Where the published
 code has an accident: the shock comes at its time and decays after it, not the reverse; segments between cuts are never
-shorter than the least length; the boxcar repeats the edge instead of letting zeros in.
+shorter than the least length; the boxcar repeats the edge instead of letting zeros in. `faithful` gives the published
+shock and boxcar.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import correlate1d, uniform_filter1d
+import scipy
 
 from data_pipelines.synthetic import frequency
 from data_pipelines.synthetic.frequency import DAY
@@ -44,7 +45,12 @@ def draw_categories(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def edit(
-    rng: np.random.Generator, x: np.ndarray, drawn: np.ndarray, label: Label | None, quantised: bool
+    rng: np.random.Generator,
+    x: np.ndarray,
+    drawn: np.ndarray,
+    label: Label | None,
+    quantised: bool,
+    faithful: bool = False,
 ) -> np.ndarray:
     """The edits of the categories drawn (bool [6]), then the optional change of size and noise.
 
@@ -54,11 +60,11 @@ def edit(
     if chosen["invariance"]:
         x = x[::-1] if rng.random() < 0.5 else -x
     if chosen["structure"]:
-        x = regime_change(rng, x) if rng.random() < 0.5 else shock(rng, x)
+        x = regime_change(rng, x) if rng.random() < 0.5 else shock(rng, x, faithful)
     if chosen["seasonality"]:
         x = calendar(rng, x, label) if label and rng.random() < 0.5 else swell(rng, x)
     if chosen["artefact"]:
-        x = resample(rng, x)
+        x = resample(rng, x, faithful)
     if chosen["analytic"] and rng.random() < ANALYTIC:
         x = calculus(rng, x)
     if chosen["discrete"]:
@@ -88,13 +94,18 @@ def regime_change(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     return x * scale.astype(np.float32)[segment] + offset.astype(np.float32)[segment]
 
 
-def shock(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """A jump of U(.5, 2) sd up or down that decays exponentially with a time constant of U(.03, .25) T."""
+def shock(rng: np.random.Generator, x: np.ndarray, faithful: bool = False) -> np.ndarray:
+    """A jump of U(.5, 2) sd up or down that decays exponentially with a time constant of U(.03, .25) T.
+
+    Faithful: the whole jump is there before its time already, and only its decay comes at it.
+    """
     length = len(x)
     at = int(rng.integers(length // 16, length - length // 16))
     size = rng.choice((-1, 1)) * rng.uniform(0.5, 2) * _spread(x)
     since = np.arange(length - at, dtype=np.float32)
     x = x.copy()
+    if faithful:
+        x[:at] += np.float32(size)
     x[at:] += np.float32(size) * np.exp(since / np.float32(-max(1.0, rng.uniform(0.03, 0.25) * length)))
     return x
 
@@ -128,8 +139,11 @@ def swell(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def resample(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
-    """Every 2nd to 8th value; the others refilled by a line (.5), the last value (.2), or a line and a boxcar (.3)."""
+def resample(rng: np.random.Generator, x: np.ndarray, faithful: bool = False) -> np.ndarray:
+    """Every 2nd to 8th value; the others refilled by a line (.5), the last value (.2), or a line and a boxcar (.3).
+
+    Faithful: the boxcar takes zeros from beyond the edges.
+    """
     length = len(x)
     factor = int(rng.integers(2, max(2, min(8, length // 32)) + 1))
     first = int(rng.integers(0, factor))
@@ -138,7 +152,8 @@ def resample(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     if kind < 0.2:
         return x[known[np.clip((t - first) // factor, 0, len(known) - 1)]]
     filled = np.interp(t, known, x[known]).astype(np.float32)
-    return filled if kind < 0.7 else uniform_filter1d(filled, max(3, length // 128), mode="nearest")
+    beyond = "constant" if faithful else "nearest"
+    return filled if kind < 0.7 else scipy.ndimage.uniform_filter1d(filled, max(3, length // 128), mode=beyond)
 
 
 def calculus(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
@@ -149,9 +164,9 @@ def calculus(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     else:
         reach, sd = int(rng.integers(5, 52)) // 2, rng.uniform(2, 20)
         bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sd) ** 2)
-        changed = correlate1d(x.astype(np.float64), bell / bell.sum(), mode="mirror")
+        changed = scipy.ndimage.correlate1d(x.astype(np.float64), bell / bell.sum(), mode="mirror")
         if kind != "blur":
-            changed = correlate1d(changed, DIFFERENCES[kind], mode="mirror")
+            changed = scipy.ndimage.correlate1d(changed, DIFFERENCES[kind], mode="mirror")
     return rescaled(changed, x)
 
 

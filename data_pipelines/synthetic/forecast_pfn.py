@@ -2,6 +2,8 @@
 
 Where the reference has an accident: a rejected series is drawn again at its own frequency, so the label always matches
 the values; spikes are always added; series are not mixed with one another, since a mix of frequencies has no label.
+With `faithful` a rejected series is drawn again at another frequency under its first label, and a chunk in ten has two
+to four series replaced by mixtures of them.
 How far apart the augmentation's spikes stand is not published; the spacing here is ours.
 """
 
@@ -27,22 +29,32 @@ AMPLITUDES = {
 _MINUTES = {"minute": 1.0, "hour": 0.2}
 LARGEST = 500.0  # of |x| and of the spread
 TRIES = 100
+MIXED = 0.1  # of the chunks, where faithful
 
 
-def generate(rng: np.random.Generator, length: int, count: int) -> Chunk:
+def generate(rng: np.random.Generator, length: int, count: int, faithful: bool = False) -> Chunk:
     intervals, starts = frequency.draw(rng, length, count)
     # f is the share of the first configuration: .1 at a fifth of the series, .9 at four fifths.
     f = 1 / (1 + np.exp(-2 * np.log(9) / (0.6 * length) * (np.arange(length) - length / 2)))
     values = []
     for interval, start in zip(intervals, starts, strict=True):
-        calendar = _calendar(int(interval), start, length)
-        days = np.arange(length) * (interval / DAY)
-        for _ in range(TRIES):
-            first, second = (_configuration(rng, calendar, days, int(interval)) for _ in range(2))
+        step = int(interval)
+        for attempt in range(TRIES):
+            if attempt and faithful:
+                step = int(rng.choice([other for other in frequency.WEIGHTS if other != interval]))
+            if not attempt or faithful:
+                calendar, days = _calendar(step, start, length), np.arange(length) * (step / DAY)
+            first, second = (_configuration(rng, calendar, days, step) for _ in range(2))
             x = _augment(rng, f * first + (1 - f) * second)
             if np.abs(x).max() <= LARGEST and np.ptp(x) <= LARGEST:  # False for NaN as well
                 break
         values.append(x.astype(np.float32)[None])
+    if faithful and rng.random() < MIXED:
+        at = rng.permutation(count)[: rng.integers(2, 5)]
+        parents = np.concatenate([values[i] for i in at])
+        for i in at:
+            weights = rng.random(len(at))
+            values[i] = np.einsum("p,pt->t", weights / weights.sum(), parents).astype(np.float32)[None]
     return Chunk(values, intervals.astype(np.float64), starts)
 
 

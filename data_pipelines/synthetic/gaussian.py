@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from scipy import fft
-from scipy.special import ive
+import scipy
 
 Factor = TypeVar("Factor")
 
@@ -47,7 +46,7 @@ def fold(rng: np.random.Generator, factors: Sequence[Factor]) -> list[tuple[Fact
 def periodic_lines(period: float, concentration: float = 1.0) -> Lines:
     """exp(-2 c sin^2(pi d/p)) = sum over k of exp(-c) I_k(c) cos(2 pi k d/p), k from minus to plus infinity."""
     k = np.arange(HARMONICS + 1)
-    return _without_least(Lines(k / period, ive(k, concentration) * np.where(k == 0, 1, 2)))
+    return _without_least(Lines(k / period, scipy.special.ive(k, concentration) * np.where(k == 0, 1, 2)))
 
 
 def product(first: Lines, second: Lines) -> Lines:
@@ -99,12 +98,12 @@ def circulant_path(rng: np.random.Generator, covariance: np.ndarray) -> np.ndarr
 
     Such a covariance sits on a circle of 2 T - 2 steps or more without wrapping onto itself, so this is exact.
     """
-    padded = np.zeros(fft.next_fast_len(2 * len(covariance) - 2, real=True))
+    padded = np.zeros(scipy.fft.next_fast_len(2 * len(covariance) - 2, real=True))
     padded[: len(covariance)] = covariance
     padded[1 - len(covariance) :] = covariance[:0:-1]
-    spectrum = np.sqrt(np.maximum(fft.rfft(padded).real, 0)).astype(np.float32)
-    noise = fft.rfft(rng.standard_normal(len(padded), dtype=np.float32))
-    return fft.irfft(spectrum * noise, n=len(padded))[: len(covariance)]
+    spectrum = np.sqrt(np.maximum(scipy.fft.rfft(padded).real, 0)).astype(np.float32)
+    noise = scipy.fft.rfft(rng.standard_normal(len(padded), dtype=np.float32))
+    return scipy.fft.irfft(spectrum * noise, n=len(padded))[: len(covariance)]
 
 
 def _powers(exponents: np.ndarray, count: int) -> np.ndarray:

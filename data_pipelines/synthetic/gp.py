@@ -2,9 +2,10 @@
 
 Law: TempoPFN's gp prior with the parameters that its published corpus was made with. Where it has an accident:
 - its covariances get a jitter of .001 to .1 until a float32 Cholesky succeeds, which is white noise of a variance that
-  depends on length and machine. Here the process is exact; `noise` adds white noise of a stated sd;
+  depends on length and machine. Here the process is exact; `noise` adds white noise of a stated sd, and `faithful` that
+  of the published jitter, as measured;
 - its lists of periods by sampling frequency never reach the kernels, so the periods here are those it really draws;
-- spikes stand on the peaks, not one step before them.
+- spikes stand on the peaks, not (`faithful`) one step before them.
 
 A monomial is x^a times a stationary process, and all monomials of one a together are one: spectral lines plus a part
 with Matern factors that ends with the window (matern.py). Exact, O(T log T), no [T, T] matrix.
@@ -36,6 +37,8 @@ LENGTH_SCALES = (0.1, 5.0)  # of the window for Matern; periodic: exp(-2 sin^2(p
 SOFTPLUS_0 = np.log(2)  # gpytorch's untrained variance of a linear kernel and of an output scale
 PERIODS = (3, 5, 7, 14, 20, 21, 24, 30, 60, 90, 120)  # means of the periods, in steps; long_periods adds to them
 PEAK_SPIKES = 0.1  # probability
+# Length -> variance that TempoPFN's jitter adds -> in how many of its series, as measured.
+JITTER = {1024: {1e-3: 9, 1e-2: 14, 1e-1: 1}, 2048: {0.0: 1, 1e-3: 3, 1e-2: 5, 1e-1: 7}}
 
 
 class Kernel(NamedTuple):
@@ -49,8 +52,10 @@ class Kernel(NamedTuple):
     """Matern kernels only."""
 
 
-def generate(rng: np.random.Generator, length: int, count: int, noise: float = 0.0) -> np.ndarray:
-    """float32 [count, length]; `noise` is the sd of white noise that every series gets."""
+def generate(
+    rng: np.random.Generator, length: int, count: int, noise: float = 0.0, faithful: bool = False
+) -> np.ndarray:
+    """float32 [count, length]; `noise` is the sd of white noise that every series gets, unless it is `faithful`."""
     values = np.empty((count, length), dtype=np.float32)
     for row in values:
         kernels = draw_kernels(rng, length)
@@ -58,11 +63,13 @@ def generate(rng: np.random.Generator, length: int, count: int, noise: float = 0
         if rng.random() < 0.5:
             slope, level = rng.standard_normal(2)
             row += (slope * np.linspace(0, 1, length) + level).astype(np.float32)
+        if faithful:
+            noise = draw_jitter(rng, length)
         if noise:
             row += np.float32(noise) * rng.standard_normal(length, dtype=np.float32)
         longest = max(k.period for k in kernels)
         if rng.random() < PEAK_SPIKES and longest:
-            _add_peak_spikes(rng, row, longest)
+            _add_peak_spikes(rng, row, longest, faithful)
     return values
 
 
@@ -133,13 +140,20 @@ def decompose(monomials: Sequence[tuple[Kernel, ...]], length: int) -> dict[int,
     }
 
 
-def _add_peak_spikes(rng: np.random.Generator, row: np.ndarray, period: int) -> None:
-    """Spikes on the first peak and every period after it, in place: all of them .3, in patches .7.
+def draw_jitter(rng: np.random.Generator, length: int) -> float:
+    """sd of the published jitter at the measured length that is nearest by ratio."""
+    shares = JITTER[min(JITTER, key=lambda measured: abs(np.log(measured / length)))]
+    chances = np.array(list(shares.values())) / sum(shares.values())
+    return float(np.sqrt(rng.choice(list(shares), p=chances)))
+
+
+def _add_peak_spikes(rng: np.random.Generator, row: np.ndarray, period: int, early: bool = False) -> None:
+    """Spikes on the first peak, or a step `early`, and every period after it, in place: all of them .3, in patches .7.
 
     Seven in ten series are multiplied by 1 + the spikes, from the others the spikes are subtracted.
     """
     length = len(row)
-    at = np.arange(row[:period].argmax(), length, period)
+    at = np.arange((row[:period].argmax() - early) % period, length, period)
     if rng.random() < 0.7 and length >= 64:
         patch = int(rng.integers(2, max(int(0.7 * np.ceil(length / period)), 3)))
         kept = int(rng.integers(np.ceil(0.4 * patch), patch))

@@ -12,7 +12,7 @@ No [T, T] covariance is built. A left fold of + and x expands into monomials, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
 
 import numpy as np
 
@@ -47,7 +47,6 @@ SMOOTH: tuple[Smooth, ...] = (
 # The bank is numbered through: periods, then smooth functions, then white noises.
 BANK_SIZE = len(PERIODS) + len(SMOOTH) + len(NOISES)
 _FIRST_SMOOTH, _FIRST_NOISE = len(PERIODS), len(PERIODS) + len(SMOOTH)
-_BANK_LINES = tuple(periodic_lines(p) for p in PERIODS)
 
 
 def generate(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
@@ -86,12 +85,17 @@ def decompose(monomials: Sequence[Monomial], length: int) -> tuple[list[tuple[Mo
         if noises:  # periodic kernels are 1 on the diagonal
             variance += np.prod(noises) * _covariance(members, x, x)
             continue
-        factors = [_BANK_LINES[e] for e in monomial if e < _FIRST_SMOOTH]
+        factors = [_bank_lines(e) for e in monomial if e < _FIRST_SMOOTH]
         spectra.setdefault(tuple(members), []).append(reduce(product, factors or [CONSTANT]))
     return [
         (members, Lines(*(np.concatenate(part) for part in zip(*lines, strict=True))))
         for members, lines in spectra.items()
     ], variance
+
+
+@cache
+def _bank_lines(entry: int) -> Lines:
+    return periodic_lines(PERIODS[entry])
 
 
 @lru_cache(maxsize=128)

@@ -28,7 +28,7 @@ def covariance(distance: np.ndarray, order: float, scale: float) -> np.ndarray:
 
 def window_lines(order: float, scale: float, length: int) -> Lines:
     """The constant and the cosines; scale as a share of the window, frequencies in cycles per 1 / length of it."""
-    a = np.sqrt(2 * order) / scale
+    a = float(np.sqrt(2 * order) / scale)  # numpy's scalars would make the roots three times as slow
     at_end = covariance(np.ones(1), order, scale)[0]
     angles, weights = {0.5: _none, 1.5: _one, 2.5: _two}[order](a)
     constant = at_end - weights @ np.cos(angles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -70,11 +71,12 @@ def _labelled(law: Callable[[np.random.Generator, int, int], np.ndarray | list[n
     return generate_chunk
 
 
-def _derived(law: Callable[..., Chunk]) -> Callable[..., Chunk]:
-    """A law whose raw material are series of other families."""
+def _derived(law: Callable[..., Chunk], variant: str = "") -> Callable[..., Chunk]:
+    """A law whose raw material are series of other families, of their `variant` where they have it."""
 
     def generate_chunk(rng: np.random.Generator, length: int, count: int) -> Chunk:
-        return law(rng, length, count, {name: family.generate_chunk for name, family in FAMILIES.items()})
+        laws = {name: FAMILIES.get(name + variant, own).generate_chunk for name, own in FAMILIES.items()}
+        return law(rng, length, count, laws)
 
     return generate_chunk
 
@@ -116,7 +118,20 @@ COUPLED = {
 }
 _BASES = {name: (FAMILIES[name].generate_chunk, share) for name, share in COUPLED.items()}
 FAMILIES |= {name: Family(coupled.generator(name, _BASES), 0.15, coupled.widths, count=16) for name in coupled.COUPLERS}
-DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items()}
+FAITHFUL = "_faithful"
+"""Ending of the families that keep the accidents of the published generators; for comparisons, in no default mix."""
+FAMILIES |= {
+    "forecast_pfn_faithful": Family(partial(forecast_pfn.generate, faithful=True), 0.0),
+    "gp_faithful": Family(_labelled(partial(gp.generate, faithful=True)), 0.0),
+    "cauker_faithful": Family(_labelled(partial(cauker.generate, faithful=True)), 0.0, cauker.widths),
+    "volatility_faithful": Family(_labelled(partial(volatility.generate, faithful=True)), 0.0),
+    "fractal_faithful": Family(_labelled(partial(fractal.generate, faithful=True)), 0.0),
+    "rhythm_faithful": Family(_labelled(partial(rhythm.generate, faithful=True)), 0.0),
+    "topology_faithful": Family(_labelled(partial(topology.generate, faithful=True)), 0.0),
+    "augmented_faithful": Family(_derived(partial(augmented.per_sample, faithful=True), FAITHFUL), 0.0),
+    "augmented_batch_faithful": Family(_derived(partial(augmented.batch, faithful=True), FAITHFUL), 0.0),
+}
+DEFAULT_WEIGHTS: dict[str, float] = {name: family.weight for name, family in FAMILIES.items() if family.weight}
 
 # The last chunk of each family: neighbours in index cost nothing, and memory stays at one chunk a family.
 _last_chunk: dict[str, tuple[tuple[int, int, int], Chunk]] = {}

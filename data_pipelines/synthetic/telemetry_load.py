@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import maximum_filter1d
+import scipy
 
 from data_pipelines.synthetic.draws import autoregression, chance, log_uniform, uniform, white
 
@@ -192,5 +192,7 @@ def _replicas(rng: np.random.Generator, demand: np.ndarray, intervals: np.ndarra
     wanted = np.clip(np.ceil(seen * (most / demand.max(axis=1, keepdims=True))), 1, most).astype(np.float32)
     hold = np.clip(rng.uniform(300, 3600, count) / intervals, 2, length // 2).astype(np.int64)
     for row, window in zip(wanted, hold, strict=True):
-        row[:] = maximum_filter1d(row, window, origin=(window - 1) // 2)  # the greatest of the last `window` steps
+        row[:] = scipy.ndimage.maximum_filter1d(
+            row, window, origin=(window - 1) // 2
+        )  # the greatest of the last `window` steps
     return wanted

@@ -7,7 +7,7 @@ hosts of a group have in common here is `Hosts.driver`, the period of cycles and
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from data_pipelines.synthetic.draws import chance, log_uniform, uniform, white
 from data_pipelines.synthetic.telemetry_load import level_shifts
@@ -22,7 +22,7 @@ def bursts(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     """
     n, length = hosts.driver.shape
     busy = np.where(chance(rng, 0.4, n), 1, log_uniform(rng, 0.02, 0.9, n))
-    above = hosts.driver - ndtri(1 - np.minimum(busy, 1 - 1e-6)).astype(np.float32)
+    above = hosts.driver - scipy.special.ndtri(1 - np.minimum(busy, 1 - 1e-6)).astype(np.float32)
     spread = log_uniform(rng, 0.1, 1.2, n).astype(np.float32)
     noise = log_uniform(rng, 0.05, 1.2, n).astype(np.float32) * white(rng, n, length)
     size = np.exp(np.minimum(spread * hosts.driver + noise, 12)) * np.where(chance(rng, 0.5, n), hosts.demand, 1)

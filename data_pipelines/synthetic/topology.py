@@ -10,9 +10,9 @@ from data_pipelines.synthetic.draws import uniform
 RATE = 256.0  # Hz
 
 
-def generate(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
+def generate(rng: np.random.Generator, length: int, count: int, faithful: bool = False) -> np.ndarray:
     """float32 [count, length], at most 1 in magnitude."""
-    seconds = clock(rng, length, count, RATE)
+    seconds = clock(rng, length, count, RATE, faithful)
 
     def gain(low: float, high: float) -> np.ndarray:
         return uniform(rng, low, high, count).astype(np.float32)
@@ -26,4 +26,4 @@ def generate(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
     values += gain(0.05, 0.15) * square(seconds * uniform(rng, 20, 50, count))
     since = since_tick(seconds, uniform(rng, 2, 5, count))
     values += gain(0.4, 0.8) * envelope(since, [(0, 1.2), (0.1, 0.8), (0.8, 0.0)]) * brown(rng, count, length)
-    return peak_normalised(values)
+    return peak_normalised(values, faithful)

@@ -57,7 +57,7 @@ def memory(key):
     return int(re.search(key + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 files = memory("RssFile")  # libraries, shared with other processes; it only grows, so what is printed is an upper bound
-for family in prior.FAMILIES:
+for family in prior.DEFAULT_WEIGHTS:
     prior.generate(family, 0, 0, 4096)
 print(memory("VmHWM") - files)
 """
@@ -77,7 +77,7 @@ def rows(quick: bool) -> Iterator[Row]:
     for length in LENGTHS:
         ours = mix_rate(weights, length, chunks=40 if quick else 172)
         yield Row(f"the mix, {length} steps", ours, MIX_TARGET, "the least wanted", RATE, ">= 1")
-    for family in prior.FAMILIES:
+    for family in prior.DEFAULT_WEIGHTS:
         rates = {length: family_rate(family, length, seconds) for length in LENGTHS}
         for length, rate in rates.items():
             yield Row(f"{family}, {length} steps", rate, FAMILY_TARGET, "the least wanted", RATE, ">= 1")
@@ -88,7 +88,7 @@ def rows(quick: bool) -> Iterator[Row]:
     peer, name = kernel_synth(3 if quick else 20), "KernelSynth, scikit-learn, here"
     yield Row("kernel beside KernelSynth", ours, peer, name, f"CPU ms / {KERNEL_LENGTH} points", "<= 0.005")
     yield Row("memory with every family", in_fresh_process(MEMORY) / 1e6, 300.0, "the most wanted", "MB", "<= 1")
-    families = ["ou", "augmented"] if quick else list(prior.FAMILIES)
+    families = ["ou", "augmented"] if quick else list(prior.DEFAULT_WEIGHTS)
     first = {family: min(in_fresh_process(FIRST, family) for _ in range(2)) for family in families}
     slowest = max(first, key=lambda family: first[family])
     yield Row(f"first series ({slowest})", first[slowest], 1.0, "the most wanted", "CPU s", "<= 1")

@@ -33,7 +33,7 @@ def test_a_loop_is_compiled():
         return out
 
     assert doubled(np.arange(4)).tolist() == [0, 2, 4, 6]
-    assert doubled.signatures, "it ran as machine code"
+    assert doubled.machine_code().signatures, "it ran as machine code"
 
 
 @pytest.mark.slow

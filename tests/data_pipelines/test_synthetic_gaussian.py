@@ -255,7 +255,7 @@ def test_gp_mean_is_linear_in_half_and_spikes_in_a_tenth(monkeypatch: pytest.Mon
     """With the process itself at zero. Power: a share of .5 off by .05 and of .1 by .03, a KS D of .08."""
     monkeypatch.setattr(gp, "sample", lambda rng, monomials, length: np.zeros(length, np.float32))
     spiked: list[int] = []
-    monkeypatch.setattr(gp, "_add_peak_spikes", lambda rng, row, period: spiked.append(period))
+    monkeypatch.setattr(gp, "_add_peak_spikes", lambda rng, row, period, early: spiked.append(period))
     values = gp.generate(np.random.default_rng(3), 256, 2048)
     trend = values[values.any(axis=1)]
     without_period = np.mean([(2.5 / 7.5) ** j for j in range(1, 7)])
