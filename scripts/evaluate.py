@@ -68,7 +68,7 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "replace": False,
 }
-LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "examples", "cache", "workers",
+LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "cache", "workers",
               "seed", *(f"source.{key}" for key in TABLE_KEYS)]  # fmt: skip
 
 
@@ -87,22 +87,26 @@ def main(argv: list[str]) -> int:
             **{key: args[key] for key in ("checkpoint", "device", "max_points", "seed", "replace")},
         )
         long_horizon.run(study)
-        print(f"  {'report':<14}{study.out / 'report.html'}")
+        _say_where(study.out, {"report": "report.html"})
         return 0
     if args["tasks"] != "local":
         from toto_train.evaluation.leaderboards import job as leaderboards
 
         board = leaderboard_request(args)
         leaderboards.run(board)
-        print(f"  {'scores':<14}{board.out / 'scores.json'}")
+        _say_where(board.out, {"report": "report.html", "scores": "scores.json"})
         return 0
     from toto_train.evaluation import job  # here, so that the baselines' processes do without torch
 
     asked = request(args)
     job.run(asked)
-    for what, name in {"report": "report.html", "scores": "scores.json", "every window": "rows.parquet"}.items():
-        print(f"  {what:<14}{asked.out / name}")
+    _say_where(asked.out, {"report": "report.html", "scores": "scores.json", "every window": "rows.parquet"})
     return 0
+
+
+def _say_where(out: Path, files: dict[str, str]) -> None:
+    for what, name in files.items():
+        print(f"  {what:<14}{out / name}")
 
 
 def _check(args: dict[str, Any]) -> None:
@@ -137,7 +141,7 @@ def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
         terms=_words(args["tasks.terms"]),
         hub=not args["tasks.path"],
         list_of_tasks=args["tasks.list"],
-        **{key: args[key] for key in ("against", "checkpoint", "device", "max_points", "replace")},
+        **{key: args[key] for key in ("against", "checkpoint", "device", "examples", "max_points", "replace")},
     )
 
 

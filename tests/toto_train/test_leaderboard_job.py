@@ -19,6 +19,7 @@ from toto_train.evaluation.leaderboards import job, results
 from toto_train.evaluation.leaderboards.benchmarks import Options
 from toto_train.model.toto import Toto
 
+from .pages import check_page
 from .saved_datasets import save, seasonal
 
 
@@ -70,6 +71,9 @@ def test_a_folder_for_the_leaderboard(asked, capsys, caplog):
     assert "GIFT-Eval: overall, 3 of 97 configurations, at most 3 windows of each" in printed
     assert re.search(r"Toto-2\.0-22m \(published\) +0\.719 +0\.496\n", printed)
     assert "the published scores are of all 97 configurations" in caplog.text
+    page = (asked.out / "report.html").read_text()
+    check_page(page)
+    assert page.count("<figcaption><span") == 9  # three forecasts of each configuration
 
 
 def test_boom_has_its_own_layout_and_two_parts(asked, capsys):
@@ -85,6 +89,9 @@ def test_boom_has_its_own_layout_and_two_parts(asked, capsys):
     naive = json.loads((asked.out / "scores.json").read_text())["summary"]["unscaled"]["forecasters"]["seasonalnaive"]
     assert naive["MAE"] == pytest.approx(0, abs=1e-12)  # constants
     assert "published" not in printed  # BOOM's scores are not BOOMLET's
+    page = (asked.out / "report.html").read_text()
+    check_page(page)
+    assert "Split off" in page
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(asked, monkeypatch):

@@ -214,7 +214,7 @@ def evaluate(
             indices = mine if len(mine) else whole[:1]  # nothing of a small batch: forecast to keep step, do not count
             batch = tasks.read(indices, naive=baseline is None)
             begin = time.perf_counter()
-            quantiles = _forecast(forecaster, batch.contexts, batch.horizon)
+            quantiles = checked(forecaster, batch.contexts, batch.horizon)
             spent = (time.perf_counter() - begin) / len(indices)
             finite = np.isfinite(quantiles).all((1, 2, 3))
             if not finite.all():
@@ -239,7 +239,7 @@ def evaluate(
     return scores
 
 
-def _forecast(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.ndarray:
+def checked(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.ndarray:
     """Quantiles [N, 9, V, H], their shape checked."""
     quantiles = np.asarray(forecaster(contexts, horizon))
     expected = (len(contexts), len(LEVELS), contexts.shape[1], horizon)
@@ -258,13 +258,16 @@ def draw_examples(forecaster: Forecaster, tasks: TaskSet, scores: Scores, count:
         loss = scores.model.quantile_loss[windows].mean(1)
         weight = scores.model.absolute[windows]
         windows, loss = windows[weight > 0], loss[weight > 0] / weight[weight > 0]
-        order = np.argsort(loss, kind="stable")
-        places = dict(zip(RANKS, (0, (len(order) - 1) // 2, len(order) - 1), strict=True)) if len(order) else {}
-        for rank, place in places.items():
-            if place != places["best"] or rank == "best":
-                i = order[place]
-                found.append(_example(forecaster, tasks.window(int(windows[i])), rank, float(loss[i])))
+        for rank, at in ranked(loss).items():
+            found.append(_example(forecaster, tasks.window(int(windows[at])), rank, float(loss[at])))
     return found
+
+
+def ranked(loss: np.ndarray) -> dict[str, int]:
+    """Where the best, the median and the worst loss stand; fewer of them where two are the same, none of no losses."""
+    order = np.argsort(loss, kind="stable")
+    places = zip(RANKS, (0, (len(order) - 1) // 2, len(order) - 1), strict=True) if len(order) else ()
+    return {rank: int(order[place]) for rank, place in places if place or rank == "best"}
 
 
 def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Example:
@@ -272,7 +275,7 @@ def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Examp
     variates, horizon = w.label.shape
     contexts = np.full((1, variates, -(-w.context.shape[1] // 32) * 32), np.nan, np.float32)
     contexts[0, :, contexts.shape[2] - w.context.shape[1] :] = w.context
-    quantiles = _forecast(forecaster, contexts, horizon)[0].swapaxes(0, 1)
+    quantiles = checked(forecaster, contexts, horizon)[0].swapaxes(0, 1)
     sums = window_sums(quantiles[:, :, None], w.label[:, None], w.seasonal_error[:, None])
     moving = np.array([len(np.unique(y[np.isfinite(y)])) > 1 for y in w.label])
     order = np.argsort(sums.quantile_loss.mean(1) / np.maximum(sums.absolute, 1e-12), kind="stable")

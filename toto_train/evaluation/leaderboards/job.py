@@ -6,16 +6,21 @@ import fnmatch
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.leaderboards import examples
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
+from toto_train.evaluation.leaderboards.board import Board, pick
 from toto_train.evaluation.leaderboards.boom import BOOM, BOOMLET, boomlet_table
 from toto_train.evaluation.leaderboards.fev_bench import FEV
 from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
+from toto_train.evaluation.leaderboards.measures import spread
 from toto_train.evaluation.leaderboards.published import PUBLISHED
+from toto_train.evaluation.leaderboards.report import write_report
 from toto_train.evaluation.leaderboards.results import (
     NAIVE,
     RESULTS,
@@ -27,7 +32,7 @@ from toto_train.evaluation.leaderboards.results import (
     write_scores,
 )
 from toto_train.evaluation.leaderboards.time_bench import TIME
-from toto_train.evaluation.leaderboards.windows import score
+from toto_train.evaluation.leaderboards.windows import Windows, score
 from toto_train.evaluation.tasks import TERMS
 from toto_train.forecast import Forecaster, history_steps
 from toto_train.ranks import pick_device
@@ -61,6 +66,8 @@ class LeaderboardJob:
     checkpoint: str = "best"
     device: str = "auto"
     max_points: int = 2**20
+    examples: int = 8
+    """Configurations whose forecasts the report shows."""
     replace: bool = False
 
 
@@ -92,8 +99,12 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
                     line = scored(benchmark, c, job.options, forecaster, job.max_points)
                     results.add(line | {"data": data})
                 advance(n + 1)
-        lines = [results.lines[c.name] for c in chosen]
-        return _sum_up(job, benchmark, str(about["model"]), lines, others)
+        board = _board(job, benchmark, str(about["model"]), [results.lines[c.name] for c in chosen], others)
+        by_name = {c.name: c for c in chosen}
+        for line in pick(board, job.examples):
+            windows = cut(benchmark, by_name[line["configuration"]], job.options, forecaster)
+            board.examples += examples.draw(forecaster, windows, line["configuration"], line["examples"])
+        return _sum_up(job, board, about)
 
 
 def from_hub(benchmark: Benchmark) -> Path:
@@ -128,22 +139,30 @@ def _chosen(job: LeaderboardJob, benchmark: Benchmark) -> list[Configuration]:
     return kept
 
 
+def cut(benchmark: Benchmark, c: Configuration, options: Options, forecaster: Forecaster) -> Windows:
+    """Windows of a configuration, with as much history as the benchmark's context leaves."""
+    windows = benchmark.windows(c, options, benchmark.context)
+    if not options.context:  # the published models' context_length counts the patches that a pass appends
+        horizon = int(windows.windows["horizon"][0])
+        history = history_steps(benchmark.context, horizon, forecaster.model.config.patch_size)
+        windows.windows["context"] = windows.windows["context"].clip(max=history)
+    return windows
+
+
 def scored(
     benchmark: Benchmark, c: Configuration, options: Options, forecaster: Forecaster, max_points: int = 2**20
 ) -> dict[str, Any]:
     """One line of the results."""
-    windows = benchmark.windows(c, options, benchmark.context)
-    horizon = int(windows.windows["horizon"][0])
-    if not options.context:  # the published models' context_length counts the patches that a pass appends
-        history = history_steps(benchmark.context, horizon, forecaster.model.config.patch_size)
-        windows.windows["context"] = windows.windows["context"].clip(max=history)
+    windows = cut(benchmark, c, options, forecaster)
     rows = score(forecaster, windows, max_points)
     return {
         "configuration": c.name,
         "domain": c.domain,
         "num_variates": c.num_variates,
         "term": c.term,
-        "horizon": horizon,
+        "frequency": windows.tasks[0].frequency,
+        "groups": c.groups,
+        "horizon": int(windows.windows["horizon"][0]),
         "season": int(windows.windows["season"][0]),
         "context": int(windows.windows["context"].max()),
         "series": rows.series,
@@ -154,42 +173,56 @@ def scored(
         "seconds": rows.seconds,
         "model": benchmark.measure(rows, rows.model, c.settings),
         NAIVE: benchmark.measure(rows, rows.naive, c.settings),
+        "spread": {"model": spread(rows.model), NAIVE: spread(rows.naive)},
+        "examples": examples.find(rows),
     }
 
 
-def _sum_up(
+def _board(
     job: LeaderboardJob,
     benchmark: Benchmark,
     model: str,
     lines: list[dict[str, Any]],
     others: dict[str, dict[str, dict[str, float]]],
-) -> dict[str, Any]:
-    """Write the tables and print the summary."""
+) -> Board:
+    """The model beside the others and one Seasonal Naive, theirs where they have it."""
     ours = {key: {line["configuration"]: line[key] for line in lines} for key in ("model", NAIVE)}
     own = next((name for name in others if name.lower().replace("_", "") == "seasonalnaive"), None)
     naive = own or benchmark.naive
     scores = {**others, model: ours["model"]}
     scores.setdefault(naive, ours[NAIVE])
     found = tables(scores, naive)
-    compared = len(next(iter(found.values()))) if found else 0
-    if not compared:
+    if not found:
         raise ValueError(f"against={job.against} has no configuration in common with the {len(lines)} scored here")
-    summary = benchmark.summary(found)
+    source = f"{own} of {job.against}" if own else "computed here"
+    return Board(
+        benchmark, model, naive, source, lines, found, benchmark.summary(found), PUBLISHED.get(job.benchmark, {})
+    )
+
+
+def _sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the tables and the report, print the summary."""
+    benchmark, summary, lines = board.benchmark, board.summary, board.lines
+    compared = len(next(iter(board.tables.values())))
     facts = {
-        "model": model,
+        "model": board.model,
         "compared": compared,
         "limit": job.options.limit,
-        "seasonal_naive": f"{own} of {job.against}" if own else "computed here",
-        "published": {name: list(pair) for name, pair in PUBLISHED.get(job.benchmark, {}).items()},
+        "seasonal_naive": board.source,
+        "published": {name: list(pair) for name, pair in board.published.items()},
     }
     write_scores(job.out, benchmark, summary, lines, facts)
-    for name, key in ((model, "model"), (benchmark.naive, NAIVE)):
+    for name, key in ((board.model, "model"), (benchmark.naive, NAIVE)):
         write_folder(job.out, name, key, lines, benchmark)
+    shown = {**about, "benchmark": benchmark.title, "datasets": job.options.path, "Seasonal Naive": board.source}
+    shown |= {"limit": f"{job.options.limit} windows of a configuration"} if job.options.limit else {}
+    shown |= {"against": job.against} if job.against else {}
+    write_report(job.out / "report.html", board, {key: str(value) for key, value in shown.items()})
     share = f"{compared:,} of {benchmark.size:,} configurations"
     if job.options.limit:
         share += f", at most {job.options.limit} windows of each"
     for part, of in summary.items():
-        published = PUBLISHED.get(job.benchmark, {}) if part != "unscaled" else {}
+        published = board.published if part != "unscaled" else {}
         note = f"{part} ({of['configurations']:,}), {share}" if "configurations" in of else f"{part}, {share}"
         sys.stdout.write(text(benchmark, note, of["forecasters"], published) + "\n")
         for metric, left_out in of.get("without_ratio", {}).items():
@@ -197,6 +230,6 @@ def _sum_up(
                 log.warning("%s leaves out %d configurations without a ratio: %s", metric, len(left_out), left_out[:9])
         if not all(math.isfinite(v) for row in of["forecasters"].values() for v in row.values()):
             log.warning("%s: a score of 0 of Seasonal Naive makes a mean infinite or undefined", part)
-    if PUBLISHED.get(job.benchmark) and (compared < benchmark.size or job.options.limit):
+    if board.published and (compared < benchmark.size or job.options.limit):
         log.warning("the published scores are of all %d configurations, whole", benchmark.size)
     return summary

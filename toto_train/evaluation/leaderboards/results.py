@@ -45,8 +45,9 @@ class Results:
             end += len(line)
 
     def done(self, name: str, data: str) -> bool:
-        """Whether a configuration is scored, on the same data."""
-        return name in self.lines and self.lines[name]["data"] == data
+        """Whether a configuration is scored, on the same data and with all that the report needs."""
+        line = self.lines.get(name, {})
+        return line.get("data") == data and "spread" in line
 
     def add(self, line: dict[str, Any]) -> None:
         """Append; on the disk when this returns."""
