@@ -15,8 +15,9 @@ baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default 
             baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
 engine=     kernel, or gluonts to have every task scored by gluonts too and see how far the two differ
 Tables: source.name= source.domain=observability source.time= source.item= (as in scripts/build_shards.py).
-Any: device=auto|cpu|cuda workers=0 (processes for baselines; 0: all cores) max_points=1048576 (values in a batch)
-examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0 replace=true.
+Any: device=auto|cpu|cuda precision=fp32|bf16 workers=0 (processes for baselines; 0: all cores)
+max_points=1048576 (values in a batch) examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0
+replace=true.
 
 Writes to out=, by default evaluations/MODEL-TASKS: of local tasks scores.json, rows.parquet (every window; one file a
 baseline too) and report.html; of a leaderboard MODEL/all_results.csv and config.json, Seasonal Naive's beside them,
@@ -58,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
     "engine": "kernel",
     "checkpoint": "best",
     "device": "auto",
+    "precision": "fp32",
     "cache": "",
     "against": "",
     "tasks.list": "",
@@ -84,7 +86,7 @@ def main(argv: list[str]) -> int:
             Path(args["out"] or f"evaluations/{_name(args['model'])}-long_horizon"),
             args["tasks.context"],
             args["limit"] or 8,
-            **{key: args[key] for key in ("checkpoint", "device", "max_points", "seed", "replace")},
+            **{key: args[key] for key in ("checkpoint", "device", "precision", "max_points", "seed", "replace")},
         )
         long_horizon.run(study)
         _say_where(study.out, {"report": "report.html"})
@@ -141,7 +143,10 @@ def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
         terms=_words(args["tasks.terms"]),
         hub=not args["tasks.path"],
         list_of_tasks=args["tasks.list"],
-        **{key: args[key] for key in ("against", "checkpoint", "device", "examples", "max_points", "replace")},
+        **{
+            key: args[key]
+            for key in ("against", "checkpoint", "device", "examples", "max_points", "precision", "replace")
+        },
     )
 
 
@@ -172,8 +177,8 @@ def request(args: dict[str, Any]) -> Job:
         **{
             key: args[key]
             for key in (
-                "engine", "checkpoint", "device", "cache", "workers", "max_points", "examples", "draws", "seed",
-                "replace",
+                "engine", "checkpoint", "device", "precision", "cache", "workers", "max_points", "examples", "draws",
+                "seed", "replace",
             )
         },
     )  # fmt: skip

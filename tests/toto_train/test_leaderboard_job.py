@@ -116,6 +116,20 @@ def test_a_killed_evaluation_goes_on_where_it_was(asked, monkeypatch):
     assert [line["configuration"] for line in lines] == ["electricity/D/short", "ett1/W/short", "hospital/M/short"]
 
 
+def test_scores_in_bf16_are_near_those_in_fp32_and_kept_apart(asked):
+    asked = dataclasses.replace(asked, include=["ett1*"])
+    job.run(asked)
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        job.run(dataclasses.replace(asked, precision="bf16"))
+    low = dataclasses.replace(asked, precision="bf16", out=asked.out.with_name("low"))
+    job.run(low)
+    tables = [pd.read_csv(a.out / "small" / "all_results.csv").filter(like="eval_metrics") for a in (asked, low)]
+    assert not tables[0].equals(tables[1])
+    np.testing.assert_allclose(tables[1], tables[0], rtol=0.02)
+    assert json.loads((low.out / "small" / "config.json").read_text())["model_dtype"] == "bfloat16"
+    assert json.loads((low.out / "seasonal_naive" / "config.json").read_text())["model_dtype"] == "float32"
+
+
 def test_changed_data_are_scored_again(asked, data, tmp_path, monkeypatch):
     path = tmp_path / "copy"
     save(path / "hospital", seasonal([84] * 3, 0, 12), "M")
@@ -161,6 +175,7 @@ def test_context_is_counted_as_the_official_package_does(asked, data):
     [
         ({"tasks": "gift-eval"}, "tasks=gift-eval must be one of local, gift_eval, boom"),
         ({"engine": "gluonts"}, "engine= is for tasks=local"),
+        ({"precision": "half"}, "precision='half' must be one of fp32, bf16"),
         ({"tasks.include": "wind*"}, "no configuration is left of 3 such as electricity/D/short"),
         ({"tasks.terms": "huge"}, "'huge' is not one of short, medium, long"),
         ({"against": "nowhere"}, "against=nowhere holds no"),

@@ -27,7 +27,7 @@ from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, draw_examples, evaluate
 from toto_train.evaluation.tasks import TERMS, TaskSet
 from toto_train.files import write_text
-from toto_train.forecast import Forecaster
+from toto_train.forecast import Forecaster, check_precision
 from toto_train.model.toto import Toto
 from toto_train.ranks import pick_device
 
@@ -51,6 +51,8 @@ class Job:
     engine: str = "kernel"
     checkpoint: str = "best"
     device: str = "auto"
+    precision: str = "fp32"
+    """fp32 | bf16: what forecasts are computed in."""
     cache: str = ""
     workers: int = 0
     max_points: int = 2**20
@@ -67,6 +69,7 @@ def run(job: Job) -> Scores:
         raise ValueError(f"engine={job.engine!r} must be one of {', '.join(ENGINES)}")
     if wrong := [term for term in job.tasks.terms if term not in TERMS]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
+    check_precision(job.precision)
     peers.check(job.baselines)
     check_out(job.out)
     device = pick_device(job.device)
@@ -79,10 +82,10 @@ def run(job: Job) -> Scores:
         "tasks": tasks.fingerprint,
         "context": "all but the horizon" if not job.tasks.context else job.tasks.context,
         **{f"tasks.{k}": v for k, v in vars(job.tasks).items() if k not in ("path", "context")},
-        "precision": "fp32",
+        "precision": job.precision,
     }
     with open_out(job.out, about, request, job.replace):
-        return _score(job, Forecaster(model.to(device), device), about, tasks, beside)
+        return _score(job, Forecaster(model.to(device), device, precision=job.precision), about, tasks, beside)
 
 
 def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskSet, beside: Path) -> Scores:
@@ -128,6 +131,7 @@ def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskS
         write(job.out, scores, naive, others, notes)
     facts = {k: str(v) for k, v in about.items()}
     facts |= {"task set": job.tasks.path, "context": _span(tasks.windows["context"]), "groups": tasks.config.groups}
+    facts["precision"] = job.precision
     if job.tasks.limit:
         facts["limit"] = f"{job.tasks.limit} windows of a task, drawn once and for all"
     for name, made_of in notes.get("baselines", {}).items():

@@ -34,7 +34,7 @@ from toto_train.evaluation.leaderboards.results import (
 from toto_train.evaluation.leaderboards.time_bench import TIME
 from toto_train.evaluation.leaderboards.windows import Windows, score
 from toto_train.evaluation.tasks import TERMS
-from toto_train.forecast import Forecaster, history_steps
+from toto_train.forecast import DTYPES, Forecaster, check_precision, history_steps
 from toto_train.ranks import pick_device
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class LeaderboardJob:
     """A leaderboard's folder of results: MODEL/all_results.csv of other forecasters, Seasonal Naive's perhaps."""
     checkpoint: str = "best"
     device: str = "auto"
+    precision: str = "fp32"
+    """fp32 | bf16: what forecasts are computed in."""
     max_points: int = 2**20
     examples: int = 8
     """Configurations whose forecasts the report shows."""
@@ -75,6 +77,7 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
     """Score, write `job.out`, print the table; returns the summary. The same call goes on with a killed one."""
     if wrong := [term for term in job.terms if term not in TERMS]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
+    check_precision(job.precision)
     benchmark = BENCHMARKS[job.benchmark]
     check_out(job.out)
     others = read_others(job.against, benchmark.columns)
@@ -87,11 +90,11 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         "weights": weights_hash(model),
         "benchmark": job.benchmark,
         **{k: v for k, v in vars(job.options).items() if k != "path"},
-        "precision": "fp32",
+        "precision": job.precision,
     }
     with open_out(job.out, about, request, job.replace):
         results = Results(job.out / RESULTS)
-        forecaster = Forecaster(model.to(device), device)
+        forecaster = Forecaster(model.to(device), device, precision=job.precision)
         with progress_bar(len(chosen), benchmark.title) as advance:
             for n, c in enumerate(chosen):
                 data = benchmark.fingerprint(c, job.options)
@@ -212,9 +215,11 @@ def _sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict
         "published": {name: list(pair) for name, pair in board.published.items()},
     }
     write_scores(job.out, benchmark, summary, lines, facts)
+    dtype = str(DTYPES[job.precision]).removeprefix("torch.")
     for name, key in ((board.model, "model"), (benchmark.naive, NAIVE)):
-        write_folder(job.out, name, key, lines, benchmark)
+        write_folder(job.out, name, key, lines, benchmark, dtype if key == "model" else "float32")
     shown = {**about, "benchmark": benchmark.title, "datasets": job.options.path, "Seasonal Naive": board.source}
+    shown["precision"] = job.precision
     shown |= {"limit": f"{job.options.limit} windows of a configuration"} if job.options.limit else {}
     shown |= {"against": job.against} if job.against else {}
     write_report(job.out / "report.html", board, {key: str(value) for key, value in shown.items()})

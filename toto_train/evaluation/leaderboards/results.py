@@ -95,7 +95,9 @@ def tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]], naive: str) 
     }
 
 
-def write_folder(out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark) -> None:
+def write_folder(
+    out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark, dtype: str
+) -> None:
     """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def write_folder(out: Path, name: str, key: str, lines: Iterable[dict[str, Any]]
         writer.writeheader()
         writer.writerows(rows)
     kind = "statistical" if key == NAIVE else "pretrained"
-    config = {"model": name, "model_type": kind, "model_dtype": "float32"}
+    config = {"model": name, "model_type": kind, "model_dtype": dtype}
     write_text(folder / "config.json", json.dumps(config, indent=4))
 
 
