@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,8 @@ from toto_train.model.toto import Toto
 
 from .pages import check_page
 from .saved_datasets import save, seasonal
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,47 @@ def test_a_killed_evaluation_goes_on_where_it_was(asked, monkeypatch):
     assert calls == ["electricity/D", "ett1/W", "ett1/W", "hospital"]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["configuration"] for line in lines] == ["electricity/D/short", "ett1/W/short", "hospital/M/short"]
+
+
+def test_processes_give_the_same_tables(asked, monkeypatch):
+    job.run(asked)
+    two = dataclasses.replace(asked, out=asked.out.with_name("two"), processes=2)
+    job.run(two)
+    for table in ("small/all_results.csv", "seasonal_naive/all_results.csv"):
+        assert (two.out / table).read_bytes() == (asked.out / table).read_bytes()
+    monkeypatch.setattr(job, "weights_hash", lambda model: "of another model")
+    with pytest.raises(ValueError, match="has changed while it was being scored"):
+        job.run(dataclasses.replace(two, out=asked.out.with_name("three")))
+
+
+@pytest.mark.slow
+def test_a_killed_parent_leaves_whole_lines_and_no_process(model, data, tmp_path):
+    save(tmp_path / "data/hospital", seasonal([84] * 3, 0, 12), "M")
+    save(tmp_path / "data/us_births/D", seasonal([7000], 0, 7), "D")
+    save(tmp_path / "data/solar/H", seasonal([4000] * 12, 0, 24), "H")
+    arguments = [f"model={model}", "tasks=gift_eval", f"tasks.path={tmp_path / 'data'}", f"out={tmp_path / 'out'}"]
+    command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *arguments, "device=cpu", "processes=2"]
+    begun = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    file = tmp_path / "out" / results.RESULTS
+    while not (file.is_file() and file.read_text().count("\n")):
+        assert begun.poll() is None
+        time.sleep(0.02)
+    children = [int(pid) for pid in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()]
+    begun.kill()
+    begun.wait()
+    deadline = time.monotonic() + 60
+    while any(
+        Path(f"/proc/{pid}/stat").is_file() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in children
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = [json.loads(line)["configuration"] for line in file.read_text().splitlines()]
+    assert before
+    assert len(children) >= 2
+    assert subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
+    after = [json.loads(line)["configuration"] for line in file.read_text().splitlines()]
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after)) == 5
 
 
 def test_scores_in_bf16_are_near_those_in_fp32_and_kept_apart(asked):

@@ -85,6 +85,8 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out" / "long_horizon.json").read_text())["context"] == 128
     with pytest.raises(ValueError, match=r"missing tasks\.path="):
         evaluate.main([f"model={model}"])
+    with pytest.raises(ValueError, match="processes= is not for tasks=long_horizon; it takes tasks, out"):
+        evaluate.main([*arguments, "processes=2"])
 
 
 def test_a_block_of_half_a_patch_is_refused(model, tmp_path):

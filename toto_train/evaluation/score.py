@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from toto_train.evaluation.metrics import (
     relative,
     window_sums,
 )
+from toto_train.evaluation.processes import share
 from toto_train.evaluation.rows import Parts
 from toto_train.evaluation.tasks import Forecaster, TaskSet, Window
 
@@ -189,6 +190,8 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     gather: Callable[[np.ndarray], np.ndarray] | None = None,
+    processes: int = 1,
+    forecasters: Callable[[int], Forecaster] | None = None,
 ) -> Scores:
     """Forecast and score every window of `tasks`.
 
@@ -198,6 +201,7 @@ def evaluate(
     progress: called with the number of windows done so far. parts: folder that keeps what is scored until all is; the
     same call again goes on from there. rank, world, gather: this process scores every world-th window of each batch, so
     that all processes make the same number of calls, and gather(array) returns the sum over processes.
+    processes: others to start, which share the batches; forecasters(rank), which can be pickled, is called in each.
     """
     count = len(tasks)
     model, naive = Sums.zeros(count), Sums.zeros(count) if baseline is None else baseline
@@ -207,26 +211,17 @@ def evaluate(
         arrays |= {f"naive_{name}": array for name, array in vars(naive).items()}
     filled = Parts(arrays, parts)
     try:
+        todo = []
         for whole in tasks.batches(max_points):
             mine = whole[rank::world]
-            if filled.done[mine].all() and len(mine):
-                continue
-            indices = mine if len(mine) else whole[:1]  # nothing of a small batch: forecast to keep step, do not count
-            batch = tasks.read(indices, naive=baseline is None)
-            begin = time.perf_counter()
-            quantiles = checked(forecaster, batch.contexts, batch.horizon)
-            spent = (time.perf_counter() - begin) / len(indices)
-            finite = np.isfinite(quantiles).all((1, 2, 3))
-            if not finite.all():
-                bad = tasks.window(int(indices[np.argmin(finite)]))
-                raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
-            values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
-            if batch.naive is not None:
-                sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
-                values |= {f"naive_{name}": array for name, array in vars(sums).items()}
-            if len(mine):
+            if not len(mine):
+                todo.append((whole[:1], False))  # nothing of a small batch: forecast to keep step, do not count
+            elif not filled.done[mine].all():
+                todo.append((mine, True))
+        scorer = partial(_scorer, forecasters or (lambda _: forecaster), tasks, baseline is None)
+        for (indices, counts), values in share(scorer, todo, processes):
+            if counts:
                 filled.put(indices, values)
-            del batch, quantiles, values  # before the next is read
             if progress:
                 progress(int(filled.done.sum()))
     finally:
@@ -237,6 +232,32 @@ def evaluate(
     scores = Scores(tasks.table(), model, naive, seconds, draws, seed)
     scores.examples = draw_examples(forecaster, tasks, scores, examples)
     return scores
+
+
+def _scorer(
+    forecasters: Callable[[int], Forecaster], tasks: TaskSet, naive: bool, rank: int
+) -> Callable[[tuple[np.ndarray, bool]], dict[str, np.ndarray | float]]:
+    return partial(_batch_sums, forecasters(rank), tasks, naive)
+
+
+def _batch_sums(
+    forecaster: Forecaster, tasks: TaskSet, naive: bool, item: tuple[np.ndarray, bool]
+) -> dict[str, np.ndarray | float]:
+    """What `evaluate` keeps of a batch."""
+    indices, _ = item
+    batch = tasks.read(indices, naive=naive)
+    begin = time.perf_counter()
+    quantiles = checked(forecaster, batch.contexts, batch.horizon)
+    spent = (time.perf_counter() - begin) / len(indices)
+    finite = np.isfinite(quantiles).all((1, 2, 3))
+    if not finite.all():
+        bad = tasks.window(int(indices[np.argmin(finite)]))
+        raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
+    values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
+    if batch.naive is not None:
+        sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
+        values |= {f"naive_{name}": array for name, array in vars(sums).items()}
+    return values
 
 
 def checked(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.ndarray:

@@ -6,12 +6,13 @@ import fnmatch
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.job import check_out, forecaster_of, load, open_out, progress_bar, weights_hash
 from toto_train.evaluation.leaderboards import examples
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
 from toto_train.evaluation.leaderboards.board import Board, pick
@@ -33,6 +34,7 @@ from toto_train.evaluation.leaderboards.results import (
 )
 from toto_train.evaluation.leaderboards.time_bench import TIME
 from toto_train.evaluation.leaderboards.windows import Windows, score
+from toto_train.evaluation.processes import share
 from toto_train.evaluation.tasks import TERMS
 from toto_train.forecast import DTYPES, Forecaster, check_precision, history_steps
 from toto_train.ranks import pick_device
@@ -68,6 +70,8 @@ class LeaderboardJob:
     precision: str = "fp32"
     """fp32 | bf16: what forecasts are computed in."""
     max_points: int = 2**20
+    processes: int = 1
+    """Configurations scored side by side."""
     examples: int = 8
     """Configurations whose forecasts the report shows."""
     replace: bool = False
@@ -95,13 +99,17 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
     with open_out(job.out, about, request, job.replace):
         results = Results(job.out / RESULTS)
         forecaster = Forecaster(model.to(device), device, precision=job.precision)
+        todo = [c for c in chosen if not results.done(c.name, benchmark.fingerprint(c, job.options))]
+        forecasters: Callable[[int], Forecaster] = lambda _: forecaster  # noqa: E731
+        if job.processes > 1:
+            forecasters = partial(forecaster_of, job.model, job.checkpoint, request["weights"], device, job.precision)
         with progress_bar(len(chosen), benchmark.title) as advance:
-            for n, c in enumerate(chosen):
-                data = benchmark.fingerprint(c, job.options)
-                if not results.done(c.name, data):
-                    line = scored(benchmark, c, job.options, forecaster, job.max_points)
-                    results.add(line | {"data": data})
-                advance(n + 1)
+            done = len(chosen) - len(todo)
+            advance(done)
+            for _, line in share(partial(_scorer, job, forecasters), todo, job.processes):
+                results.add(line)
+                done += 1
+                advance(done)
         board = _board(job, benchmark, str(about["model"]), [results.lines[c.name] for c in chosen], others)
         by_name = {c.name: c for c in chosen}
         for line in pick(board, job.examples):
@@ -150,6 +158,18 @@ def cut(benchmark: Benchmark, c: Configuration, options: Options, forecaster: Fo
         history = history_steps(benchmark.context, horizon, forecaster.model.config.patch_size)
         windows.windows["context"] = windows.windows["context"].clip(max=history)
     return windows
+
+
+def _scorer(
+    job: LeaderboardJob, forecasters: Callable[[int], Forecaster], rank: int
+) -> Callable[[Configuration], dict[str, Any]]:
+    forecaster, benchmark = forecasters(rank), BENCHMARKS[job.benchmark]
+
+    def line(c: Configuration) -> dict[str, Any]:
+        data = benchmark.fingerprint(c, job.options)  # before it is read: what changes meanwhile is scored again
+        return scored(benchmark, c, job.options, forecaster, job.max_points) | {"data": data}
+
+    return line
 
 
 def scored(
