@@ -15,7 +15,8 @@ baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default 
             baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
 engine=     kernel, or gluonts to have every task scored by gluonts too and see how far the two differ
 Tables: source.name= source.domain=observability source.time= source.item= (as in scripts/build_shards.py).
-Any: device=auto|cpu|cuda workers=0 (processes for baselines; 0: all cores) max_points=1048576 (values in a batch)
+Any: device=auto|cpu|cuda precision=fp32|bf16 processes=1 (for the model, a GPU each where there are enough)
+workers=0 (processes for baselines; 0: all cores) max_points=1048576 (values in a batch)
 examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0 replace=true.
 
 Writes to out=, by default evaluations/MODEL-TASKS: of local tasks scores.json, rows.parquet (every window; one file a
@@ -58,18 +59,23 @@ DEFAULTS: dict[str, Any] = {
     "engine": "kernel",
     "checkpoint": "best",
     "device": "auto",
+    "precision": "fp32",
     "cache": "",
     "against": "",
     "tasks.list": "",
     "workers": 0,
+    "processes": 1,
     "max_points": 2**20,
     "examples": 8,
     "draws": 1000,
     "seed": 0,
     "replace": False,
 }
-LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "examples", "cache", "workers",
+LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "cache", "workers",
               "seed", *(f"source.{key}" for key in TABLE_KEYS)]  # fmt: skip
+
+STUDY = ["tasks", "out", "tasks.context", "limit", "checkpoint", "device", "precision", "max_points", "seed", "replace"]
+"""Keys of tasks=long_horizon, beside model."""
 
 
 def main(argv: list[str]) -> int:
@@ -79,30 +85,36 @@ def main(argv: list[str]) -> int:
     if args["tasks"] == "long_horizon":
         from toto_train.evaluation import long_horizon
 
+        if other := [key for key in DEFAULTS if args[key] != DEFAULTS[key] and key not in STUDY]:
+            raise ValueError(f"{other[0]}= is not for tasks=long_horizon; it takes {', '.join(STUDY)}")
         study = long_horizon.LongHorizonJob(
             args["model"],
             Path(args["out"] or f"evaluations/{_name(args['model'])}-long_horizon"),
             args["tasks.context"],
             args["limit"] or 8,
-            **{key: args[key] for key in ("checkpoint", "device", "max_points", "seed", "replace")},
+            **{key: args[key] for key in STUDY[4:]},
         )
         long_horizon.run(study)
-        print(f"  {'report':<14}{study.out / 'report.html'}")
+        _say_where(study.out, {"report": "report.html"})
         return 0
     if args["tasks"] != "local":
         from toto_train.evaluation.leaderboards import job as leaderboards
 
         board = leaderboard_request(args)
         leaderboards.run(board)
-        print(f"  {'scores':<14}{board.out / 'scores.json'}")
+        _say_where(board.out, {"report": "report.html", "scores": "scores.json"})
         return 0
     from toto_train.evaluation import job  # here, so that the baselines' processes do without torch
 
     asked = request(args)
     job.run(asked)
-    for what, name in {"report": "report.html", "scores": "scores.json", "every window": "rows.parquet"}.items():
-        print(f"  {what:<14}{asked.out / name}")
+    _say_where(asked.out, {"report": "report.html", "scores": "scores.json", "every window": "rows.parquet"})
     return 0
+
+
+def _say_where(out: Path, files: dict[str, str]) -> None:
+    for what, name in files.items():
+        print(f"  {what:<14}{out / name}")
 
 
 def _check(args: dict[str, Any]) -> None:
@@ -113,7 +125,7 @@ def _check(args: dict[str, Any]) -> None:
     for key in ("limit", "tasks.context", "draws", "workers", "examples"):
         if args[key] < 0:
             raise ValueError(f"{key}={args[key]} must not be negative")
-    for key in ("tasks.max_windows", "max_points", "baselines.context"):
+    for key in ("tasks.max_windows", "max_points", "baselines.context", "processes"):
         if args[key] < 1:
             raise ValueError(f"{key}={args[key]} must be positive")
 
@@ -137,7 +149,19 @@ def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
         terms=_words(args["tasks.terms"]),
         hub=not args["tasks.path"],
         list_of_tasks=args["tasks.list"],
-        **{key: args[key] for key in ("against", "checkpoint", "device", "max_points", "replace")},
+        **{
+            key: args[key]
+            for key in (
+                "against",
+                "checkpoint",
+                "device",
+                "examples",
+                "max_points",
+                "precision",
+                "processes",
+                "replace",
+            )
+        },
     )
 
 
@@ -168,8 +192,8 @@ def request(args: dict[str, Any]) -> Job:
         **{
             key: args[key]
             for key in (
-                "engine", "checkpoint", "device", "cache", "workers", "max_points", "examples", "draws", "seed",
-                "replace",
+                "engine", "checkpoint", "device", "precision", "cache", "workers", "processes", "max_points",
+                "examples", "draws", "seed", "replace",
             )
         },
     )  # fmt: skip

@@ -28,6 +28,8 @@ from toto_train.model.scaler import MIN_SCALE, causal_loc_scale, scale_patches, 
 from toto_train.model.toto import QUANTILES, Prediction, Toto
 
 MEDIAN = QUANTILES.index(0.5)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Precision -> what products are computed in; weights, scales and quantiles stay float32."""
 
 
 @dataclass(frozen=True)
@@ -270,10 +272,19 @@ class Forecaster:
 
     levels = QUANTILES
 
-    def __init__(self, model: Toto, device: str | torch.device = "cpu", options: ForecastOptions = PUBLISHED):
+    def __init__(
+        self,
+        model: Toto,
+        device: str | torch.device = "cpu",
+        options: ForecastOptions = PUBLISHED,
+        precision: str = "fp32",
+    ):
+        """precision: one of DTYPES; bf16 is autocast, as in training with parallel.precision=bf16."""
+        check_precision(precision)
         self.model = model.eval()
         self.device = torch.device(device)
         self.options = options
+        self.dtype = DTYPES[precision]
 
     def __call__(self, contexts: np.ndarray, horizon: int, covariates: np.ndarray | None = None) -> np.ndarray:
         """contexts [N, V, C] float32 with NaN = missing (also as left padding) -> quantiles [N, 9, V, horizon].
@@ -283,8 +294,15 @@ class Forecaster:
         """
         known = None if covariates is None else Covariates(*as_tensors(covariates, covariates, self.device))
         series = as_tensors(fill_forward(contexts), contexts, self.device)
-        out = forecast(self.model, *series, horizon, self.options, known)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            out = forecast(self.model, *series, horizon, self.options, known)
         return out.movedim(0, 1).cpu().numpy()
+
+
+def check_precision(precision: str) -> None:
+    """ValueError for a precision that forecasts are not computed in."""
+    if precision not in DTYPES:
+        raise ValueError(f"precision={precision!r} must be one of {', '.join(DTYPES)}")
 
 
 def as_tensors(values: np.ndarray, observed: np.ndarray, device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:

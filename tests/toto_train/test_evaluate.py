@@ -106,6 +106,22 @@ def test_an_evaluation_leaves_scores_rows_and_a_report(asked, capsys):
     assert "web/H/short" in capsys.readouterr().out
 
 
+def test_scores_in_bf16_are_near_those_in_fp32(asked):
+    full = job.run(asked)
+    low = job.run(dataclasses.replace(asked, precision="bf16", out=asked.out.with_name("low")))
+    assert not np.array_equal(low.model.quantile_loss, full.model.quantile_loss)
+    for metric, o in full.overall.items():
+        assert low.overall[metric].value == pytest.approx(o.value, rel=0.02)
+
+
+def test_processes_give_the_same_rows(asked):
+    out = asked.out.with_name("two")
+    job.run(asked)
+    job.run(dataclasses.replace(asked, out=out, processes=2))
+    one, two = (rows.read(folder / "rows.parquet").drop(columns="seconds") for folder in (asked.out, out))
+    pd.testing.assert_frame_equal(two, one)
+
+
 def open_terms(asked: job.Job, terms: list[str]) -> dict[int, int]:
     """Horizon -> context."""
     folder = cache.cache_folder(asked.tasks.path)

@@ -54,6 +54,25 @@ def test_quantiles_are_sorted_and_finite_even_for_wild_series(model, options):
     assert (np.diff(out, axis=1) >= 0).all()
 
 
+def test_bf16_computes_in_bf16_and_stays_near(model):
+    seen = []
+    hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out.dtype)) for layer in model.modules()]
+    x = walks(4, 2, 256).numpy()
+    try:
+        low = Forecaster(model, precision="bf16")(x, 48)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert low.dtype == np.float32
+    full = Forecaster(model)(x, 48)
+    off = np.abs(low - full).max() / np.abs(full).max()
+    assert 0 < off < 0.02
+    with pytest.raises(ValueError, match="precision='fp16' must be one of fp32, bf16"):
+        Forecaster(model, precision="fp16")
+
+
 @pytest.mark.parametrize("block", [None, 32])
 def test_a_forecast_is_scale_and_shift_equivariant(model, block):
     forecaster = Forecaster(model, options=ForecastOptions(block, 8, 1e4))

@@ -100,7 +100,7 @@ def test_boom_without_anything_to_split_off_has_one_part():
 
 def test_skill_and_win_rate_by_hand():
     errors = table("a b c d", ours=[1.0, 2.0, 1e-9, NAN], other=[2.0, 2.0, 4.0, 8.0], naive=[2.0, 4.0, 1.0, 4.0])
-    found = aggregate.fev(errors, "naive", draws=200)
+    found = aggregate.fev(errors, draws=200)
     # ours over naive: 0.5, 0.5, clipped to 0.01, missing = 1; other: 1, 0.5, 4, 2
     assert found.loc["ours", "skill_score"] == pytest.approx(1 - (0.25 * 0.01) ** (1 / 4))
     assert found.loc["other", "skill_score"] == pytest.approx(1 - 4 ** (1 / 4))

@@ -17,6 +17,7 @@ from toto_train.evaluation.leaderboards.benchmarks import Options
 from toto_train.evaluation.leaderboards.measures import of_fev, of_time
 from toto_train.evaluation.leaderboards.windows import score
 
+from .pages import check_page
 from .saved_datasets import SHARED, save, seasonal, shared_series
 
 LEVELS = [k / 10 for k in range(1, 10)]
@@ -151,7 +152,7 @@ def test_fev_itself_gives_the_same_leaderboard(tmp_path):
             line = {"settings": of, "seconds": 1.0, "forecasts": 10}
             rows.append(fev_bench.row(name, line, dict.fromkeys(fev_bench.COLUMNS, float(value))))
     expected = fev.leaderboard(pd.DataFrame(rows), n_resamples=1000)
-    found = aggregate.fev(pd.DataFrame(errors), "seasonal_naive")
+    found = aggregate.fev(pd.DataFrame(errors))
     for column in found:
         assert found[column].to_dict() == pytest.approx(expected[column].to_dict(), rel=1e-9), column
 
@@ -289,3 +290,5 @@ def test_both_run_as_jobs(fev_folder, tmp_path, monkeypatch, capsys):
     )
     table = pd.read_csv(tmp_path / "of_time" / "small" / "all_results.csv")
     assert table.columns.tolist() == ["dataset", "model", "MASE", "CRPS", "MAE", "MSE", "domain", "num_variates"]
+    for out in ("out", "of_time"):
+        check_page((tmp_path / out / "report.html").read_text())

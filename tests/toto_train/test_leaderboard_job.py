@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,10 @@ from toto_train.evaluation.leaderboards import job, results
 from toto_train.evaluation.leaderboards.benchmarks import Options
 from toto_train.model.toto import Toto
 
+from .pages import check_page
 from .saved_datasets import save, seasonal
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +77,9 @@ def test_a_folder_for_the_leaderboard(asked, capsys, caplog):
     assert "GIFT-Eval: overall, 3 of 97 configurations, at most 3 windows of each" in printed
     assert re.search(r"Toto-2\.0-22m \(published\) +0\.719 +0\.496\n", printed)
     assert "the published scores are of all 97 configurations" in caplog.text
+    page = (asked.out / "report.html").read_text()
+    check_page(page)
+    assert page.count("<figcaption><span") == 9  # three forecasts of each configuration
 
 
 def test_boom_has_its_own_layout_and_two_parts(asked, capsys):
@@ -85,6 +95,9 @@ def test_boom_has_its_own_layout_and_two_parts(asked, capsys):
     naive = json.loads((asked.out / "scores.json").read_text())["summary"]["unscaled"]["forecasters"]["seasonalnaive"]
     assert naive["MAE"] == pytest.approx(0, abs=1e-12)  # constants
     assert "published" not in printed  # BOOM's scores are not BOOMLET's
+    page = (asked.out / "report.html").read_text()
+    check_page(page)
+    assert "Split off" in page
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(asked, monkeypatch):
@@ -107,6 +120,61 @@ def test_a_killed_evaluation_goes_on_where_it_was(asked, monkeypatch):
     assert calls == ["electricity/D", "ett1/W", "ett1/W", "hospital"]
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["configuration"] for line in lines] == ["electricity/D/short", "ett1/W/short", "hospital/M/short"]
+
+
+def test_processes_give_the_same_tables(asked, monkeypatch):
+    job.run(asked)
+    two = dataclasses.replace(asked, out=asked.out.with_name("two"), processes=2)
+    job.run(two)
+    for table in ("small/all_results.csv", "seasonal_naive/all_results.csv"):
+        assert (two.out / table).read_bytes() == (asked.out / table).read_bytes()
+    monkeypatch.setattr(job, "weights_hash", lambda model: "of another model")
+    with pytest.raises(ValueError, match="has changed while it was being scored"):
+        job.run(dataclasses.replace(two, out=asked.out.with_name("three")))
+
+
+@pytest.mark.slow
+def test_a_killed_parent_leaves_whole_lines_and_no_process(model, data, tmp_path):
+    save(tmp_path / "data/hospital", seasonal([84] * 3, 0, 12), "M")
+    save(tmp_path / "data/us_births/D", seasonal([7000], 0, 7), "D")
+    save(tmp_path / "data/solar/H", seasonal([4000] * 12, 0, 24), "H")
+    arguments = [f"model={model}", "tasks=gift_eval", f"tasks.path={tmp_path / 'data'}", f"out={tmp_path / 'out'}"]
+    command = [sys.executable, str(ROOT / "scripts/evaluate.py"), *arguments, "device=cpu", "processes=2"]
+    begun = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    file = tmp_path / "out" / results.RESULTS
+    while not (file.is_file() and file.read_text().count("\n")):
+        assert begun.poll() is None
+        time.sleep(0.02)
+    children = [int(pid) for pid in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()]
+    begun.kill()
+    begun.wait()
+    deadline = time.monotonic() + 60
+    while any(
+        Path(f"/proc/{pid}/stat").is_file() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in children
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = [json.loads(line)["configuration"] for line in file.read_text().splitlines()]
+    assert before
+    assert len(children) >= 2
+    assert subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == 0
+    after = [json.loads(line)["configuration"] for line in file.read_text().splitlines()]
+    assert after[: len(before)] == before
+    assert len(after) == len(set(after)) == 5
+
+
+def test_scores_in_bf16_are_near_those_in_fp32_and_kept_apart(asked):
+    asked = dataclasses.replace(asked, include=["ett1*"])
+    job.run(asked)
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        job.run(dataclasses.replace(asked, precision="bf16"))
+    low = dataclasses.replace(asked, precision="bf16", out=asked.out.with_name("low"))
+    job.run(low)
+    tables = [pd.read_csv(a.out / "small" / "all_results.csv").filter(like="eval_metrics") for a in (asked, low)]
+    assert not tables[0].equals(tables[1])
+    np.testing.assert_allclose(tables[1], tables[0], rtol=0.02)
+    assert json.loads((low.out / "small" / "config.json").read_text())["model_dtype"] == "bfloat16"
+    assert json.loads((low.out / "seasonal_naive" / "config.json").read_text())["model_dtype"] == "float32"
 
 
 def test_changed_data_are_scored_again(asked, data, tmp_path, monkeypatch):
@@ -154,6 +222,7 @@ def test_context_is_counted_as_the_official_package_does(asked, data):
     [
         ({"tasks": "gift-eval"}, "tasks=gift-eval must be one of local, gift_eval, boom"),
         ({"engine": "gluonts"}, "engine= is for tasks=local"),
+        ({"precision": "half"}, "precision='half' must be one of fp32, bf16"),
         ({"tasks.include": "wind*"}, "no configuration is left of 3 such as electricity/D/short"),
         ({"tasks.terms": "huge"}, "'huge' is not one of short, medium, long"),
         ({"against": "nowhere"}, "against=nowhere holds no"),

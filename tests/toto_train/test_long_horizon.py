@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,11 @@ def test_the_study_leaves_scores_and_two_plots(model, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + 4 + len(long_horizon.PUBLISHED_R)
     assert printed[1].startswith("small, one pass, r")
+    low = long_horizon.run(replace(asked, out=tmp_path / "low", precision="bf16"))
+    assert low != found
+    for way, of in found.items():
+        for horizon, score in of.items():
+            assert low[way][horizon] == pytest.approx(score, rel=0.02, abs=0.02)
 
 
 def test_the_command(model, tmp_path, monkeypatch, capsys):
@@ -79,6 +85,8 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out" / "long_horizon.json").read_text())["context"] == 128
     with pytest.raises(ValueError, match=r"missing tasks\.path="):
         evaluate.main([f"model={model}"])
+    with pytest.raises(ValueError, match="processes= is not for tasks=long_horizon; it takes tasks, out"):
+        evaluate.main([*arguments, "processes=2"])
 
 
 def test_a_block_of_half_a_patch_is_refused(model, tmp_path):

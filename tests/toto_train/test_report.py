@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
 from toto_train.config import TasksConfig
-from toto_train.evaluation import page as pages
 from toto_train.evaluation.baselines import seasonal_naive
 from toto_train.evaluation.page import Scale, points, seconds
 from toto_train.evaluation.plots import duration, short_number
@@ -20,6 +18,8 @@ from toto_train.evaluation.report import read_metrics, write_report
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tables import interval_name, left_out
 from toto_train.evaluation.tasks import TaskSet
+
+from .pages import check_page
 
 CSV = """step,points,train/loss,train/lr_normuon,val/relative_mwql
 0,0,0.9,0.0,
@@ -111,9 +111,7 @@ def test_report_sets_peers_beside_the_model(tmp_path, scores, peers):
     assert sorted(order) == ["Auto&lt;Theta&gt;", "FLAIR", "Seasonal Naive", "this model"]
     assert page.count("<mark>") == 2  # the model is best where there is a ratio
     assert seconds(peers["FLAIR"].seconds_per_series) in text
-    check = MarkupCheck()
-    check.feed(page)
-    assert check.open == []
+    check_page(page)
 
 
 def test_peers_must_share_the_windows(tmp_path, scores):
@@ -123,11 +121,8 @@ def test_peers_must_share_the_windows(tmp_path, scores):
         write_report(tmp_path, "run", {}, None, scores, {"FLAIR": other})
 
 
-def test_report_loads_nothing_and_runs_only_the_sorting(page):
-    assert "http" not in page
-    assert not re.search(r"<link|<img|@import|src=", page)
-    assert not re.search(r"url\((?!#)", page)
-    assert re.findall(r"<script[^>]*>([^<]*)", page) == [pages._SORT]
+def test_report_is_one_sound_page(page):
+    check_page(page)
 
 
 def test_names_are_escaped(page):
@@ -136,42 +131,6 @@ def test_names_are_escaped(page):
     assert "&lt;i&gt;" in page
     assert "<i>0" not in page
     assert "<script>alert" not in page
-
-
-class MarkupCheck(HTMLParser):
-    """Collects ids and requires every element to close in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.ids += [v for k, v in attrs if k == "id"]
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.ids += [v for k, v in attrs if k == "id"]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_markup_closes_and_ids_are_unique(page):
-    check = MarkupCheck()
-    check.feed(page)
-    assert check.open == []
-    assert len(check.ids) == len(set(check.ids)) > 0
-    for reference in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page):
-        assert "".join(reference) in check.ids
-
-
-def test_colours_follow_the_page(page):
-    assert "prefers-color-scheme: dark" in page
-    assert "var(--accent)" in page
-    drawn = set(re.findall(r"#[0-9a-f]{6}\b", page[page.index("</style>") :]))
-    assert drawn == set()
 
 
 def test_report_without_metrics_or_scores(tmp_path):

@@ -6,14 +6,12 @@ import fcntl
 import hashlib
 import json
 import logging
-import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from data_pipelines.sources.files import FileSource
 from toto_train.evaluation import peers, rows
 from toto_train.evaluation.baselines import seasonal_naive
 from toto_train.evaluation.metrics import VERSION, Sums, window_sums
+from toto_train.evaluation.processes import share
 from toto_train.evaluation.tasks import TaskSet
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,8 @@ def _baseline(
     try:
         left = np.flatnonzero(~parts.done)
         chunks = [left[at : at + _CHUNK] for at in range(0, len(left), _CHUNK)]
-        for indices, values in _scored(name, tasks, context, chunks, 1 if name == SEASONAL_NAIVE else workers):
+        scorer = partial(_scorer, name, tasks, context)
+        for indices, values in share(scorer, chunks, 1 if name == SEASONAL_NAIVE else workers):
             parts.put(indices, values)
             if progress:
                 progress(int(parts.done.sum()))
@@ -136,54 +136,13 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-_tasks: TaskSet | None = None  # of a worker process
+def _scorer(
+    name: str, tasks: TaskSet, context: int, rank: int
+) -> Callable[[np.ndarray], dict[str, np.ndarray | float]]:
+    return partial(_score, name, tasks, context)
 
 
-def _open(tasks: TaskSet) -> None:
-    global _tasks
-    _tasks = tasks
-
-
-def _scored(
-    name: str, tasks: TaskSet, context: int, chunks: list[np.ndarray], workers: int
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray | float]]]:
-    """Windows of each chunk and what they score, in any order."""
-    if workers < 2 or len(chunks) < 2:
-        for indices in chunks:
-            yield indices, _score(name, context, indices, tasks)
-        return
-    # spawned, not forked: this process may run threads of torch; each worker has one, there are as many as cores
-    spawn = multiprocessing.get_context("spawn")
-    with _environment(_ONE_THREAD), ProcessPoolExecutor(workers, spawn, initializer=_open, initargs=(tasks,)) as pool:
-        futures = {pool.submit(_score, name, context, indices): indices for indices in chunks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
-
-@contextmanager
-def _environment(changes: dict[str, str]) -> Iterator[None]:
-    """What processes started inside inherit."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _score(name: str, context: int, indices: np.ndarray, tasks: TaskSet | None = None) -> dict[str, np.ndarray | float]:
-    tasks = tasks or _tasks
-    assert tasks is not None
+def _score(name: str, tasks: TaskSet, context: int, indices: np.ndarray) -> dict[str, np.ndarray | float]:
     sums, seconds, fallbacks = Sums.zeros(len(indices)), np.zeros(len(indices)), np.zeros(len(indices))
     for n, i in enumerate(indices):
         w, season = tasks.window(int(i)), int(tasks.windows["season"][i])
@@ -202,8 +161,3 @@ def _score(name: str, context: int, indices: np.ndarray, tasks: TaskSet | None =
 
 def _digest(*facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
-
-
-def available_workers() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data_pipelines.sources.files import FileSource
@@ -23,11 +25,12 @@ from toto_train import checkpoint, hub
 from toto_train.config import TasksConfig
 from toto_train.evaluation import cache, peers, reference, rows
 from toto_train.evaluation.output import largest_difference, side_by_side, table, write
+from toto_train.evaluation.processes import cores
 from toto_train.evaluation.report import write_report
 from toto_train.evaluation.score import Scores, draw_examples, evaluate
 from toto_train.evaluation.tasks import TERMS, TaskSet
 from toto_train.files import write_text
-from toto_train.forecast import Forecaster
+from toto_train.forecast import Forecaster, check_precision
 from toto_train.model.toto import Toto
 from toto_train.ranks import pick_device
 
@@ -51,8 +54,13 @@ class Job:
     engine: str = "kernel"
     checkpoint: str = "best"
     device: str = "auto"
+    precision: str = "fp32"
+    """fp32 | bf16: what forecasts are computed in."""
     cache: str = ""
     workers: int = 0
+    """Processes for baselines; 0: as many as cores."""
+    processes: int = 1
+    """For the model."""
     max_points: int = 2**20
     examples: int = 8
     draws: int = 1000
@@ -67,6 +75,7 @@ def run(job: Job) -> Scores:
         raise ValueError(f"engine={job.engine!r} must be one of {', '.join(ENGINES)}")
     if wrong := [term for term in job.tasks.terms if term not in TERMS]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
+    check_precision(job.precision)
     peers.check(job.baselines)
     check_out(job.out)
     device = pick_device(job.device)
@@ -79,13 +88,22 @@ def run(job: Job) -> Scores:
         "tasks": tasks.fingerprint,
         "context": "all but the horizon" if not job.tasks.context else job.tasks.context,
         **{f"tasks.{k}": v for k, v in vars(job.tasks).items() if k not in ("path", "context")},
-        "precision": "fp32",
+        "precision": job.precision,
     }
     with open_out(job.out, about, request, job.replace):
-        return _score(job, Forecaster(model.to(device), device), about, tasks, beside)
+        forecasters = partial(forecaster_of, job.model, job.checkpoint, request["weights"], device, job.precision)
+        forecaster = Forecaster(model.to(device), device, precision=job.precision)
+        return _score(job, forecaster, forecasters, about, tasks, beside)
 
 
-def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskSet, beside: Path) -> Scores:
+def _score(
+    job: Job,
+    forecaster: Forecaster,
+    forecasters: Callable[[int], Forecaster],
+    about: dict[str, Any],
+    tasks: TaskSet,
+    beside: Path,
+) -> Scores:
     with progress_bar(len(tasks), "Seasonal Naive") as advance:
         naive = cache.baseline(cache.SEASONAL_NAIVE, tasks, beside, progress=advance)
     with progress_bar(len(tasks), str(about["model"])) as advance:
@@ -104,6 +122,8 @@ def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskS
                 seed=job.seed,
                 progress=advance,
                 parts=job.out / "rows.parts",
+                processes=job.processes,
+                forecasters=forecasters if job.processes > 1 else None,
             )
     others: dict[str, Scores] = {}
     notes: dict[str, Any] = {}
@@ -113,7 +133,7 @@ def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskS
         with progress_bar(len(tasks), "gluonts") as advance:
             found = reference.gluonts_scores(forecaster, tasks, job.max_points, progress=advance)
         notes["gluonts"] = {"tasks": found, "largest_difference": largest_difference(scores, found)}
-    workers = job.workers or cache.available_workers()
+    workers = job.workers or cores()
     for name in job.baselines:
         with progress_bar(len(tasks), peers.PEERS[name].title) as advance:
             made = cache.baseline(name, tasks, beside, job.baseline_context, workers, progress=advance)
@@ -128,6 +148,7 @@ def _score(job: Job, forecaster: Forecaster, about: dict[str, Any], tasks: TaskS
         write(job.out, scores, naive, others, notes)
     facts = {k: str(v) for k, v in about.items()}
     facts |= {"task set": job.tasks.path, "context": _span(tasks.windows["context"]), "groups": tasks.config.groups}
+    facts["precision"] = job.precision
     if job.tasks.limit:
         facts["limit"] = f"{job.tasks.limit} windows of a task, drawn once and for all"
     for name, made_of in notes.get("baselines", {}).items():
@@ -158,6 +179,17 @@ def load(path: str, which: str) -> tuple[Toto, dict[str, Any], int]:
     if bad := [n for n, p in model.named_parameters() if not bool(p.isfinite().all())]:
         raise ValueError(f"model={path}: {bad[0]} and {len(bad) - 1} more tensors hold NaN or infinite values")
     return model, about, trained
+
+
+def forecaster_of(path: str, which: str, weights: str, device: str, precision: str, rank: int) -> Forecaster:
+    """The model anew in a process of its own, on a GPU of its own where there are enough. ValueError unless its weights
+    still have the hash `weights`."""
+    model, _, _ = load(path, which)
+    if weights_hash(model) != weights:
+        raise ValueError(f"model={path} has changed while it was being scored; start again when it is whole")
+    if device == "cuda":
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    return Forecaster(model.to(device), device, precision=precision)
 
 
 def open_tasks(config: TasksConfig, trained: int, patch: int) -> TaskSet:

@@ -23,7 +23,7 @@ from toto_train.evaluation.page import write_page
 from toto_train.evaluation.score import without_nan
 from toto_train.evaluation.tasks import Forecaster as Forecast
 from toto_train.files import write_text
-from toto_train.forecast import PUBLISHED, Forecaster
+from toto_train.forecast import PUBLISHED, Forecaster, check_precision
 from toto_train.ranks import pick_device
 
 PERIODS = (500, 100, 20)
@@ -56,6 +56,8 @@ class LongHorizonJob:
     horizons: tuple[int, ...] = HORIZONS
     checkpoint: str = "best"
     device: str = "auto"
+    precision: str = "fp32"
+    """fp32 | bf16: what forecasts are computed in."""
     max_points: int = 2**20
     seed: int = 0
     replace: bool = False
@@ -93,6 +95,7 @@ def measure(forecaster: Forecast, values: np.ndarray, context: int, horizon: int
 
 def run(job: LongHorizonJob) -> dict[str, Any]:
     """Measure both ways at every horizon; writes long_horizon.json and report.html to `job.out`, prints a table."""
+    check_precision(job.precision)
     check_out(job.out)
     device = pick_device(job.device)
     model, about, trained = load(job.model, job.checkpoint)
@@ -102,13 +105,13 @@ def run(job: LongHorizonJob) -> dict[str, Any]:
     context = job.context or trained
     model = model.to(device)
     ways = {
-        "one pass": Forecaster(model, device),
-        f"blocks of {job.block}": Forecaster(model, device, replace(PUBLISHED, block=job.block)),
+        "one pass": Forecaster(model, device, precision=job.precision),
+        f"blocks of {job.block}": Forecaster(model, device, replace(PUBLISHED, block=job.block), job.precision),
     }
     values = sinusoids(job.series, context + max(job.horizons), job.seed)
     request = {
         "weights": weights_hash(model), "study": "long_horizon", "context": context, "series": job.series,
-        "block": job.block, "horizons": list(job.horizons), "seed": job.seed,
+        "block": job.block, "horizons": list(job.horizons), "seed": job.seed, "precision": job.precision,
     }  # fmt: skip
     with open_out(job.out, about, request, job.replace):
         found: dict[str, dict[int, dict[str, float]]] = {way: {} for way in ways}
@@ -119,7 +122,7 @@ def run(job: LongHorizonJob) -> dict[str, Any]:
         name = str(about["model"])
         result = {"model": name, **request, "scores": found, "published_r": PUBLISHED_R}
         write_text(job.out / "long_horizon.json", json.dumps(without_nan(result), indent=2, allow_nan=False))
-        _page(job.out, name, f"{job.series} series, {context:,} steps of history", found)
+        _page(job.out, name, f"{job.series} series, {context:,} steps of history, {job.precision}", found)
     sys.stdout.write(table(name, found) + "\n")
     return found
 

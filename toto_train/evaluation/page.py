@@ -143,7 +143,7 @@ def fixed(value: float) -> str:
     """Three decimals, wider numbers shorter; a dash where there is no number."""
     if not math.isfinite(value):
         return "–"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 100 else f"{value:,.0f}"  # + 0.0: not -0.000
 
 
 def span(low: float, high: float) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from toto_train.evaluation import plots, tables
 from toto_train.evaluation.page import bar, fixed, percent, plural, seconds, write_page
 from toto_train.evaluation.rows import IDENTITY
-from toto_train.evaluation.score import RANKS, Scores
+from toto_train.evaluation.score import RANKS, Example, Scores
 from toto_train.evaluation.tables import MODEL, NAMES
 
 
@@ -42,10 +44,14 @@ def write_report(
             tables.ranking(everyone) if peers else "",
             *sections,
             _scores(everyone),
-            _forecasts(scores),
+            forecasts(
+                scores.examples,
+                "The best, the median and the worst window of a task by weighted quantile loss, "
+                "the figure at the right.",
+            ),
             _calibration(everyone),
         ]
-    return write_page(Path(run_dir) / "report.html", title, [*sections, _facts(facts)])
+    return write_page(Path(run_dir) / "report.html", title, [*sections, facts_card(facts)])
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -117,19 +123,21 @@ def filled(x: np.ndarray) -> np.ndarray:
     return x[last]
 
 
-def _facts(facts: dict[str, str]) -> str:
+def facts_card(facts: Mapping[str, str]) -> str:
+    """What was run, label by label."""
     if not facts:
         return ""
     cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
     return f'<section><h2>Run</h2><dl class="card facts">{cells}</dl></section>'
 
 
-def _forecasts(scores: Scores) -> str:
-    if not scores.examples:
+def forecasts(examples: Sequence[Example], lead: str, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A row of plots for each task; notes: task -> what stands behind its name."""
+    if not examples:
         return ""
     rows = []
-    for task in dict.fromkeys(e.task for e in scores.examples):
-        shown = {e.rank: (n, e) for n, e in enumerate(scores.examples) if e.task == task}
+    for task in dict.fromkeys(e.task for e in examples):
+        shown = {e.rank: (n, e) for n, e in enumerate(examples) if e.task == task}
         cards = []
         for n, e in (shown[rank] for rank in RANKS if rank in shown):
             variate = "" if e.variate == e.item_id else f" <i>{escape(e.variate)}</i>"
@@ -138,12 +146,12 @@ def _forecasts(scores: Scores) -> str:
                 f'<span class="item">{escape(e.item_id)}{variate}</span>'
                 f'<span class="num">{fixed(e.loss)}</span></figcaption>{plots.forecast(e, f"f{n}")}</figure>'
             )
-        rows.append(f'<h3>{escape(task)}</h3><div class="triple">{"".join(cards)}</div>')
+        note = f" <i>{escape(notes[task])}</i>" if task in notes else ""
+        rows.append(f'<h3>{escape(task)}{note}</h3><div class="triple">{"".join(cards)}</div>')
     key = (
         '<p class="key"><span class="k-past">history</span><span class="k-ink">what came</span>'
         '<span class="k-accent">median</span><span class="k-band">10% to 90%</span></p>'
     )
-    lead = "The best, the median and the worst window of a task by weighted quantile loss, the figure at the right."
     return f'<section><h2>Forecasts</h2><p class="lead">{lead}</p>{key}{"".join(rows)}</section>'
 
 
@@ -157,14 +165,22 @@ def _scores(everyone: dict[str, Scores]) -> str:
 
 
 def _calibration(everyone: dict[str, Scores]) -> str:
-    scores = everyone[MODEL]
-    excluded = scores.overall["mwql"].excluded
-    each = [np.array(row["coverage"]) for name, row in scores.tasks().items() if name not in excluded]
-    peers = {name: other.coverage() for name, other in everyone.items() if name != MODEL}
+    excluded = everyone[MODEL].overall["mwql"].excluded
+    each = [np.array(row["coverage"]) for name, row in everyone[MODEL].tasks().items() if name not in excluded]
+    plot, table = calibration({name: scores.coverage() for name, scores in everyone.items()}, each)
     return (
         '<section><h2>Calibration</h2><p class="lead">How often the truth fell below each predicted quantile: the mean '
         "over tasks, and each task as a thin grey line. On the diagonal the bands are honest; a curve flatter than it "
-        'means that they are too narrow.</p><div class="pair calibration">'
-        f'<figure class="card">{plots.calibration(scores.coverage(), each, "cal", peers)}</figure>'
-        f'<div class="card scroll">{tables.coverage_table(everyone)}</div></div></section>'
+        f'means that they are too narrow.</p><div class="pair calibration">{plot}{table}</div></section>'
+    )
+
+
+def calibration(coverage: Mapping[str, np.ndarray], each: Sequence[np.ndarray]) -> tuple[str, str]:
+    """Cards with the plot and the table of the share of values below each quantile [9]: forecaster -> mean over tasks,
+    the model first, and its share in each task."""
+    mean, *_ = coverage.values()
+    plot = plots.calibration(mean, each, "cal", dict(list(coverage.items())[1:]))
+    return (
+        f'<figure class="card">{plot}</figure>',
+        f'<div class="card scroll">{tables.coverage_table(coverage)}</div>',
     )

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from toto_train.evaluation.metrics import (
     relative,
     window_sums,
 )
+from toto_train.evaluation.processes import share
 from toto_train.evaluation.rows import Parts
 from toto_train.evaluation.tasks import Forecaster, TaskSet, Window
 
@@ -189,6 +190,8 @@ def evaluate(
     rank: int = 0,
     world: int = 1,
     gather: Callable[[np.ndarray], np.ndarray] | None = None,
+    processes: int = 1,
+    forecasters: Callable[[int], Forecaster] | None = None,
 ) -> Scores:
     """Forecast and score every window of `tasks`.
 
@@ -198,6 +201,7 @@ def evaluate(
     progress: called with the number of windows done so far. parts: folder that keeps what is scored until all is; the
     same call again goes on from there. rank, world, gather: this process scores every world-th window of each batch, so
     that all processes make the same number of calls, and gather(array) returns the sum over processes.
+    processes: others to start, which share the batches; forecasters(rank), which can be pickled, is called in each.
     """
     count = len(tasks)
     model, naive = Sums.zeros(count), Sums.zeros(count) if baseline is None else baseline
@@ -207,26 +211,17 @@ def evaluate(
         arrays |= {f"naive_{name}": array for name, array in vars(naive).items()}
     filled = Parts(arrays, parts)
     try:
+        todo = []
         for whole in tasks.batches(max_points):
             mine = whole[rank::world]
-            if filled.done[mine].all() and len(mine):
-                continue
-            indices = mine if len(mine) else whole[:1]  # nothing of a small batch: forecast to keep step, do not count
-            batch = tasks.read(indices, naive=baseline is None)
-            begin = time.perf_counter()
-            quantiles = _forecast(forecaster, batch.contexts, batch.horizon)
-            spent = (time.perf_counter() - begin) / len(indices)
-            finite = np.isfinite(quantiles).all((1, 2, 3))
-            if not finite.all():
-                bad = tasks.window(int(indices[np.argmin(finite)]))
-                raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
-            values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
-            if batch.naive is not None:
-                sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
-                values |= {f"naive_{name}": array for name, array in vars(sums).items()}
-            if len(mine):
+            if not len(mine):
+                todo.append((whole[:1], False))  # nothing of a small batch: forecast to keep step, do not count
+            elif not filled.done[mine].all():
+                todo.append((mine, True))
+        scorer = partial(_scorer, forecasters or (lambda _: forecaster), tasks, baseline is None)
+        for (indices, counts), values in share(scorer, todo, processes):
+            if counts:
                 filled.put(indices, values)
-            del batch, quantiles, values  # before the next is read
             if progress:
                 progress(int(filled.done.sum()))
     finally:
@@ -239,7 +234,33 @@ def evaluate(
     return scores
 
 
-def _forecast(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.ndarray:
+def _scorer(
+    forecasters: Callable[[int], Forecaster], tasks: TaskSet, naive: bool, rank: int
+) -> Callable[[tuple[np.ndarray, bool]], dict[str, np.ndarray | float]]:
+    return partial(_batch_sums, forecasters(rank), tasks, naive)
+
+
+def _batch_sums(
+    forecaster: Forecaster, tasks: TaskSet, naive: bool, item: tuple[np.ndarray, bool]
+) -> dict[str, np.ndarray | float]:
+    """What `evaluate` keeps of a batch."""
+    indices, _ = item
+    batch = tasks.read(indices, naive=naive)
+    begin = time.perf_counter()
+    quantiles = checked(forecaster, batch.contexts, batch.horizon)
+    spent = (time.perf_counter() - begin) / len(indices)
+    finite = np.isfinite(quantiles).all((1, 2, 3))
+    if not finite.all():
+        bad = tasks.window(int(indices[np.argmin(finite)]))
+        raise ValueError(f"the forecast for {bad.task.name}, {bad.item_id} from step {bad.start} is not finite")
+    values = vars(window_sums(quantiles, batch.labels, batch.seasonal_error)) | {"seconds": spent}
+    if batch.naive is not None:
+        sums = window_sums(batch.naive, batch.labels, batch.seasonal_error)
+        values |= {f"naive_{name}": array for name, array in vars(sums).items()}
+    return values
+
+
+def checked(forecaster: Forecaster, contexts: np.ndarray, horizon: int) -> np.ndarray:
     """Quantiles [N, 9, V, H], their shape checked."""
     quantiles = np.asarray(forecaster(contexts, horizon))
     expected = (len(contexts), len(LEVELS), contexts.shape[1], horizon)
@@ -258,13 +279,16 @@ def draw_examples(forecaster: Forecaster, tasks: TaskSet, scores: Scores, count:
         loss = scores.model.quantile_loss[windows].mean(1)
         weight = scores.model.absolute[windows]
         windows, loss = windows[weight > 0], loss[weight > 0] / weight[weight > 0]
-        order = np.argsort(loss, kind="stable")
-        places = dict(zip(RANKS, (0, (len(order) - 1) // 2, len(order) - 1), strict=True)) if len(order) else {}
-        for rank, place in places.items():
-            if place != places["best"] or rank == "best":
-                i = order[place]
-                found.append(_example(forecaster, tasks.window(int(windows[i])), rank, float(loss[i])))
+        for rank, at in ranked(loss).items():
+            found.append(_example(forecaster, tasks.window(int(windows[at])), rank, float(loss[at])))
     return found
+
+
+def ranked(loss: np.ndarray) -> dict[str, int]:
+    """Where the best, the median and the worst loss stand; fewer of them where two are the same, none of no losses."""
+    order = np.argsort(loss, kind="stable")
+    places = zip(RANKS, (0, (len(order) - 1) // 2, len(order) - 1), strict=True) if len(order) else ()
+    return {rank: int(order[place]) for rank, place in places if place or rank == "best"}
 
 
 def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Example:
@@ -272,7 +296,7 @@ def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Examp
     variates, horizon = w.label.shape
     contexts = np.full((1, variates, -(-w.context.shape[1] // 32) * 32), np.nan, np.float32)
     contexts[0, :, contexts.shape[2] - w.context.shape[1] :] = w.context
-    quantiles = _forecast(forecaster, contexts, horizon)[0].swapaxes(0, 1)
+    quantiles = checked(forecaster, contexts, horizon)[0].swapaxes(0, 1)
     sums = window_sums(quantiles[:, :, None], w.label[:, None], w.seasonal_error[:, None])
     moving = np.array([len(np.unique(y[np.isfinite(y)])) > 1 for y in w.label])
     order = np.argsort(sums.quantile_loss.mean(1) / np.maximum(sums.absolute, 1e-12), kind="stable")

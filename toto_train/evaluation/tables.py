@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from toto_train.evaluation.baselines import LEVELS
-from toto_train.evaluation.metrics import Interval
 from toto_train.evaluation.page import (
     Scale,
     axis,
@@ -38,6 +38,40 @@ GROUPS = {"domain": "domain", "frequency": "interval", "term": "term"}
 _UNITS = {"L": "ms", "S": "s", "T": "min", "H": "h", "D": "d", "W": "w", "M": "mo", "Q": "q", "A": "y"}
 
 
+@dataclass(frozen=True)
+class Rung:
+    """One forecaster among others: a ratio to Seasonal Naive, its interval if it has one."""
+
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    colour: int | None = None
+    strong: bool = False
+    note: str = ""
+
+
+def ladder(title: str, rungs: Iterable[Rung]) -> str:
+    """A card with forecasters in order of a score that is better when it is lower."""
+    rungs = sorted(rungs, key=lambda rung: _last(rung.value))
+    scale = Scale.around(v for rung in rungs for v in (rung.value, rung.low, rung.high))
+    rows = "".join(
+        f'<tr><th title="{escape(r.name)}">{swatch(r.colour)}{_rung_name(r)}</th>'
+        f'<td class="b">{bar(r.value, r.low, r.high, scale, colour(r.colour))}</td>'
+        f'<td>{fixed(r.value)}</td><td class="span">{span(r.low, r.high)}</td></tr>'
+        for r in rungs
+    )
+    return (
+        f'<div class="card"><h3>{title}</h3><table class="ranks"><tbody>{rows}</tbody><tfoot><tr><th></th>'
+        f'<td class="b">{axis(scale)}</td><td></td><td></td></tr></tfoot></table></div>'
+    )
+
+
+def _rung_name(rung: Rung) -> str:
+    name = escape(rung.name)
+    return (f"<b>{name}</b>" if rung.strong else name) + (f" <i>{escape(rung.note)}</i>" if rung.note else "")
+
+
 def ranking(everyone: Mapping[str, Scores]) -> str:
     """The model (first) and its peers in order of each overall score, Seasonal Naive at 1, and what a forecast takes.
 
@@ -47,19 +81,8 @@ def ranking(everyone: Mapping[str, Scores]) -> str:
     colours = {name: k for k, name in enumerate(everyone)}
     for metric in NAMES:
         found = {name: scores.overall[metric] for name, scores in everyone.items()}
-        scale = Scale.around(v for o in found.values() for v in (o.value, o.low, o.high))
-        found["Seasonal Naive"] = Interval(1.0, math.nan, math.nan, ())
-        rows = "".join(
-            f"<tr><th>{swatch(colours.get(name))}{_strong(name)}</th>"
-            f'<td class="b">{bar(o.value, o.low, o.high, scale, colour(colours.get(name)))}</td>'
-            f'<td>{fixed(o.value)}</td><td class="span">{span(o.low, o.high)}</td></tr>'
-            for name, o in sorted(found.items(), key=lambda item: _last(item[1].value))
-        )
-        cards.append(
-            f'<div class="card"><h3>Relative {_lower(metric)}, 95% interval</h3><table class="ranks">'
-            f'<tbody>{rows}</tbody><tfoot><tr><th></th><td class="b">{axis(scale)}</td><td></td><td></td></tr></tfoot>'
-            "</table></div>"
-        )
+        rungs = [Rung(n, o.value, o.low, o.high, colours[n], n == MODEL) for n, o in found.items()]
+        cards.append(ladder(f"Relative {_lower(metric)}, 95% interval", [*rungs, Rung("Seasonal Naive", 1.0)]))
     spent = {name: scores.seconds_per_series for name, scores in everyone.items()}
     rows = "".join(
         f"<tr><th>{swatch(colours[name])}{_strong(name)}</th><td>{seconds(value)}</td>"
@@ -76,39 +99,68 @@ def ranking(everyone: Mapping[str, Scores]) -> str:
     )
 
 
-def breakdown(everyone: Mapping[str, Scores]) -> str:
-    """Geometric means by domain, interval and term, where there is more than one."""
-    names, body = list(everyone), []
-    for column, title in GROUPS.items():
-        found = {name: scores.by(column) for name, scores in everyone.items()}
-        groups = sorted(found[names[0]], key=lambda group: _order(column, group))
-        if len(groups) < 2:
-            continue
-        body.append(f'<tbody><tr class="group"><th colspan="{3 + len(NAMES) * len(names)}">by {title}</th></tr>')
-        for group in groups:
-            first = found[names[0]][group]
+@dataclass(frozen=True)
+class Group:
+    """Tasks of one kind."""
+
+    tasks: int
+    windows: int
+    ratios: Mapping[str, Mapping[str, float]]
+    """Metric -> forecaster -> mean ratio to Seasonal Naive."""
+    seconds: float = math.nan
+    """To forecast one window of one variate."""
+
+
+def grouped(
+    kinds: Mapping[str, Mapping[str, Group]], metrics: Sequence[str], names: Sequence[str], what: str = "tasks"
+) -> str:
+    """A table of the groups of each kind: counts, time if it is known, ratios by metric and forecaster."""
+    timed = any(math.isfinite(g.seconds) for groups in kinds.values() for g in groups.values())
+    counts, body = 3 + timed, []
+    for title, groups in kinds.items():
+        body.append(f'<tbody><tr class="group"><th colspan="{counts + len(metrics) * len(names)}">by {title}</th></tr>')
+        for shown, group in groups.items():
             cells = [
-                heat(found[name][group]["relative"][metric], "group" if name == names[0] else "")
-                for metric in NAMES
+                heat(group.ratios[metric][name], "group" if name == names[0] else "")
+                for metric in metrics
                 for name in names
             ]
-            shown = interval_name(group) if column == "frequency" else group
+            time = f"<td>{seconds(group.seconds)}</td>" if timed else ""
             body.append(
-                f"<tr><th>{escape(shown)}</th><td>{first['tasks']:,}</td><td>{first['windows']:,}</td>"
+                f"<tr><th>{escape(shown)}</th><td>{group.tasks:,}</td><td>{group.windows:,}</td>{time}"
                 f"{''.join(cells)}</tr>"
             )
         body.append("</tbody>")
-    if not body:
-        return ""
-    over = "".join(f'<th colspan="{len(names)}" class="group">{NAMES[m]}</th>' for m in NAMES)
+    over = "".join(f'<th colspan="{len(names)}" class="group">{escape(metric)}</th>' for metric in metrics)
     leader, *rest = (escape(name) for name in names)
-    columns = (f'<th class="group">{leader}</th>' + "".join(f"<th>{name}</th>" for name in rest)) * len(NAMES)
+    columns = (f'<th class="group">{leader}</th>' + "".join(f"<th>{name}</th>" for name in rest)) * len(metrics)
     return (
-        '<h3>By kind of task</h3><div class="card scroll"><table class="breakdown"><thead>'
-        f"<tr><th></th><th></th><th></th>{over}</tr><tr><th></th><th>tasks</th><th>windows</th>{columns}</tr></thead>"
-        f'{"".join(body)}</table></div><p class="note">Relative to Seasonal Naive, averaged like the overall '
-        "score.</p>"
+        f'<div class="card scroll"><table class="breakdown"><thead><tr>{"<th></th>" * counts}{over}</tr>'
+        f"<tr><th></th><th>{what}</th><th>windows</th>{'<th>a series</th>' if timed else ''}{columns}</tr></thead>"
+        f"{''.join(body)}</table></div>"
     )
+
+
+def breakdown(everyone: Mapping[str, Scores]) -> str:
+    """Geometric means by domain, interval and term, where there is more than one."""
+    kinds: dict[str, dict[str, Group]] = {}
+    for column, title in GROUPS.items():
+        found = {name: scores.by(column) for name, scores in everyone.items()}
+        first = found[MODEL]
+        if len(first) < 2:
+            continue
+        kinds[title] = {
+            group_name(column, group): Group(
+                first[group]["tasks"],
+                first[group]["windows"],
+                {NAMES[m]: {name: of[group]["relative"][m] for name, of in found.items()} for m in NAMES},
+            )
+            for group in sorted(first, key=lambda group: order(column, group))
+        }
+    if not kinds:
+        return ""
+    note = "Relative to Seasonal Naive, averaged like the overall score."
+    return f'<h3>By kind of task</h3>{grouped(kinds, [*NAMES.values()], [*everyone])}<p class="note">{note}</p>'
 
 
 def task_table(everyone: Mapping[str, Scores]) -> str:
@@ -165,22 +217,21 @@ def overall_notes(everyone: Mapping[str, Scores]) -> str:
     return "".join(notes)
 
 
-def left_out(what: str, tasks: Sequence[str], total: int) -> str:
+def left_out(what: str, tasks: Sequence[str], total: int, noun: str = "task") -> str:
     """Names the tasks that have no ratio; folded where they are many."""
-    head = f"{what} leaves out {len(tasks)} of {plural(total, 'task')}, where a score is 0 or undefined"
+    head = f"{what} leaves out {len(tasks)} of {plural(total, noun)}, where a score is 0 or undefined"
     names = escape(", ".join(tasks))
     if len(tasks) <= 4:
         return f'<p class="note">{escape(head)}: {names}.</p>'
     return f'<details class="note"><summary>{escape(head)}.</summary>{names}</details>'
 
 
-def coverage_table(everyone: Mapping[str, Scores]) -> str:
-    """Share of values below each quantile: observed for the model, and how far everyone is off."""
-    found = {name: scores.coverage() for name, scores in everyone.items()}
-    rows = []
+def coverage_table(found: Mapping[str, np.ndarray]) -> str:
+    """Share of values below each quantile [9]: observed for the first, the model, and how far everyone is off."""
+    rows, model = [], next(iter(found.values()))
     for k, level in enumerate(LEVELS.tolist()):
         off = "".join(f"<td>{points(coverage[k] - level)}</td>" for coverage in found.values())
-        rows.append(f"<tr><th>{level:.0%}</th><td>{percent(found[MODEL][k])}</td>{off}</tr>")
+        rows.append(f"<tr><th>{level:.0%}</th><td>{percent(model[k])}</td>{off}</tr>")
     names = "<th>off by</th>" if len(found) == 1 else "".join(f"<th>{escape(name)}</th>" for name in found)
     return (
         f"<table><thead><tr><th>quantile level</th><th>observed</th>{names}</tr></thead>"
@@ -199,14 +250,19 @@ def _frequency_order(code: str) -> int:
     return 10**6 * list(_UNITS).index(match[2]) + int(match[1] or 1) if match and match[2] in _UNITS else 10**8
 
 
-def _order(column: str, group: str) -> tuple[int, str]:
+def group_name(column: str, group: str) -> str:
+    """As the reports write it."""
+    return interval_name(group) if column == "frequency" else group
+
+
+def order(column: str, group: str) -> tuple[int, str]:
     if column == "frequency":
         return _frequency_order(group), group
     return list(TERMS).index(group) if group in TERMS else len(TERMS), group
 
 
 def task_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["source"], _order("frequency", row["frequency"]), _order("term", row["term"])
+    return row["source"], order("frequency", row["frequency"]), order("term", row["term"])
 
 
 def _score_cells(row: Mapping[str, Any], metric: str, best: float = math.nan) -> str:

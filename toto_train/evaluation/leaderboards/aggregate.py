@@ -25,17 +25,26 @@ def ratios(table: pd.DataFrame, naive: str) -> pd.DataFrame:
     return known.div(known[naive], axis=0)
 
 
-def relative(table: pd.DataFrame, naive: str) -> pd.Series:
-    """Geometric mean of the ratios of each forecaster to Seasonal Naive: GIFT-Eval, TIME.
+def compared(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Ratios to Seasonal Naive, the last column: GIFT-Eval, TIME.
 
     Configurations where some forecaster has no ratio (a score of 0, infinite or missing) count for none of them.
     """
-    found = ratios(table, naive).dropna()
-    return pd.Series(geometric_mean(found.to_numpy(float)), found.columns)
+    return {metric: ratios(table, table.columns[-1]).dropna() for metric, table in tables.items()}
+
+
+def mean(table: pd.DataFrame) -> pd.Series:
+    """Geometric mean of the ratios of each forecaster."""
+    return pd.Series(geometric_mean(table.to_numpy(float)), table.columns)
+
+
+def relative(table: pd.DataFrame, naive: str) -> pd.Series:
+    """`mean` of the ratios that can be compared."""
+    return mean(ratios(table, naive).dropna())
 
 
 def undefined(table: pd.DataFrame, naive: str) -> list[str]:
-    """Configurations that `relative` leaves out."""
+    """Configurations that `compared` leaves out."""
     found = ratios(table, naive)
     return [str(name) for name in found.index[found.isna().any(axis=1)]]
 
@@ -77,6 +86,19 @@ def split_off(mase: pd.DataFrame, naive: str, low_variance: Collection[str]) -> 
     return pd.Series(dataset.isin(apart), mase.index)
 
 
+def boom_ratios(tables: Mapping[str, pd.DataFrame], low_variance: Collection[str] = ()) -> dict[str, pd.DataFrame]:
+    """CRPS and MASE over Seasonal Naive's, the last column, where BOOM compares; each is cleaned before."""
+    naive = tables["MASE"].columns[-1]
+    keep = ~split_off(tables["MASE"], naive, low_variance)
+    return over({metric: cleaned(table[keep]) for metric, table in tables.items()}, naive)
+
+
+def over(tables: Mapping[str, pd.DataFrame], naive: str) -> dict[str, pd.DataFrame]:
+    """Each table divided by its column of Seasonal Naive, whatever comes of a 0 there."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {metric: table.div(table[naive], axis=0) for metric, table in tables.items()}
+
+
 def boom(
     mase: pd.DataFrame, crps: pd.DataFrame, mae: pd.DataFrame, naive: str, low_variance: Collection[str] = ()
 ) -> dict[str, pd.DataFrame]:
@@ -93,19 +115,23 @@ def boom(
         tables = {name: cleaned(first[keep]), "CRPS": cleaned(crps[keep])}
         rank = mean_ranks(tables["CRPS"])
         if part == "scaled":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                tables = {metric: table.div(table[naive], axis=0) for metric, table in tables.items()}
+            tables = over(tables, naive)
         found[part] = pd.DataFrame({metric: shifted_mean(table) for metric, table in tables.items()} | {"rank": rank})
         found[part].attrs["configurations"] = int(keep.sum())
     return found
 
 
-def fev(table: pd.DataFrame, naive: str, draws: int = 1000, seed: int = 123) -> pd.DataFrame:
-    """fev's leaderboard, one row a forecaster: skill score (1 - geometric mean of the errors over Seasonal Naive's,
-    each within CLIP) and win rate (share of tasks and opponents with the lower error, half for equal ones), both with
-    95 % bootstrap intervals over tasks. A missing error counts as Seasonal Naive's.
+def clipped(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """fev's errors over Seasonal Naive's, the last column, within CLIP; a missing one counts as Seasonal Naive's."""
+    return {m: t.div(t[t.columns[-1]], axis=0).clip(*CLIP).fillna(1.0) for m, t in tables.items()}
+
+
+def fev(table: pd.DataFrame, draws: int = 1000, seed: int = 123) -> pd.DataFrame:
+    """fev's leaderboard, one row a forecaster, Seasonal Naive being the last column: skill score (1 - geometric mean of
+    the `clipped` errors) and win rate (share of tasks and opponents with the lower error, half for equal ones), both
+    with 95 % bootstrap intervals over tasks.
     """
-    errors = table.div(table[naive], axis=0).clip(*CLIP).fillna(1.0).to_numpy()
+    errors = clipped({"error": table})["error"].to_numpy()
     tasks = np.random.default_rng(seed).integers(0, len(errors), (draws, len(errors)))
     found: dict[str, np.ndarray] = {}
     for name, statistic in {"win_rate": _win_rate, "skill_score": _skill_score}.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from toto_train.evaluation.leaderboards import aggregate
 from toto_train.evaluation.leaderboards.measures import Measure
 from toto_train.evaluation.leaderboards.windows import Windows
 
@@ -29,6 +30,8 @@ class Configuration:
     num_variates: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     """What else the benchmark's own files say of it."""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    """Further kinds that it is of, by what tells them apart; a domain here goes before `domain`."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Benchmark:
     """Forecaster, line of the results and its metrics there -> a row of the leaderboard's table."""
     summary: Callable[[Tables], dict[str, Any]]
     """Metrics of all forecasters, the last column Seasonal Naive's -> {part: {forecasters: {name: {score: value}}}}."""
+    metrics: Mapping[str, str]
+    """Those that are summed up, by name and column; the main one first."""
+    ratios: Callable[[Tables], Tables] = aggregate.compared
+    """Of those: scores over Seasonal Naive's (the last column) on the configurations that count."""
+    mean: Callable[[pd.DataFrame], pd.Series] = aggregate.mean
+    """Of ratios, over configurations."""
     naive: str = "seasonal_naive"
     """What the leaderboard calls Seasonal Naive."""
     higher: bool = False

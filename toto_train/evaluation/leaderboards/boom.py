@@ -43,9 +43,17 @@ def boomlet_table() -> list[Configuration]:
     return found
 
 
-def _terms(dataset: str, step: str, longest: str, domains: list[str], variates: int) -> list[Configuration]:
+def _terms(
+    dataset: str, step: str, longest: str, domains: list[str], variates: int, kinds: str | list[str] = ""
+) -> list[Configuration]:
+    """kinds: type of the metrics, gauge, rate, count or distribution."""
     terms = ["short"] if longest == "short" else list(TERMS)
-    return [Configuration(f"{dataset}/{step}/{term}", dataset, term, str(domains), variates) for term in terms]
+    groups = {"domain": domains, "metric type": [kinds] if isinstance(kinds, str) else kinds}
+    groups = {title: names for title, names in groups.items() if all(names)}
+    return [
+        Configuration(f"{dataset}/{step}/{term}", dataset, term, str(domains), variates, groups=groups)
+        for term in terms
+    ]
 
 
 def boomlet_configurations(path: Path, file: Path | None = None) -> list[Configuration]:
@@ -71,7 +79,14 @@ def configurations(path: Path, file: Path | None = None) -> list[Configuration]:
         table = [
             c
             for name, facts in named.items()
-            for c in _terms(name, facts["frequency"], facts["term"], list(facts["domain"]), int(facts["num_variates"]))
+            for c in _terms(
+                name,
+                facts["frequency"],
+                facts["term"],
+                list(facts["domain"]),
+                int(facts["num_variates"]),
+                facts.get("type", []),
+            )
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read ({error!r}); fetch it again") from error
@@ -94,11 +109,26 @@ def summary(tables: Tables) -> dict[str, Any]:
     }
 
 
+def ratios(tables: Tables) -> Tables:
+    return aggregate.boom_ratios(tables, LOW_VARIANCE)
+
+
 def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dict[str, Any]:
     """GIFT-Eval's and a sixteenth column."""
     return plain_row(name, line, metrics) | {"dataset_size": line["windows"]}
 
 
-_SAME = gift_eval.windows, gift_eval.fingerprint, pooled, COLUMNS, row, summary, "seasonalnaive"
+_SAME = (
+    gift_eval.windows,
+    gift_eval.fingerprint,
+    pooled,
+    COLUMNS,
+    row,
+    summary,
+    gift_eval.METRICS,
+    ratios,
+    aggregate.shifted_mean,
+    "seasonalnaive",
+)
 BOOM = Benchmark("BOOM", 2048, 7413, "Datadog/BOOM", configurations, *_SAME)
 BOOMLET = Benchmark("BOOMLET", 2048, 96, "Datadog/BOOM", boomlet_configurations, *_SAME)

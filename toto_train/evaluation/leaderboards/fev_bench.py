@@ -27,6 +27,7 @@ TASKS = "tasks.yaml"
 RULES = "0.10.0"
 """Version of fev whose rules these are."""
 COLUMNS = ("SQL", "MASE", "WQL", "WAPE")
+SUMMED = COLUMNS[:3]
 _DEFAULTS: dict[str, Any] = {
     "dataset_path": None, "dataset_config": None, "horizon": 1, "num_windows": 1, "initial_cutoff": None,
     "window_step_size": None, "min_context_length": 1, "max_context_length": None, "seasonality": 1,
@@ -211,8 +212,8 @@ def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dic
 def summary(tables: Tables) -> dict[str, Any]:
     """By SQL, MASE and WQL: win rate and skill score, each with its 95 % interval over tasks."""
     found = {}
-    for metric in ("SQL", "MASE", "WQL"):
-        board = aggregate.fev(tables[metric], tables[metric].columns[-1])
+    for metric in SUMMED:
+        board = aggregate.fev(tables[metric])
         forecasters = {str(f): {str(k): float(v) for k, v in of.items()} for f, of in board.iterrows()}
         found[metric] = {"forecasters": forecasters}
     return found
@@ -230,5 +231,7 @@ FEV = Benchmark(
     COLUMNS,
     row,
     summary,
+    {name: name for name in SUMMED},
+    aggregate.clipped,
     higher=True,
 )

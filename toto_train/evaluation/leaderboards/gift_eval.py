@@ -100,6 +100,9 @@ def fingerprint(c: Configuration, options: Options) -> str:
     return folders.fingerprint(options.path / c.folder)
 
 
+METRICS = {"CRPS": CRPS, "MASE": MASE}
+
+
 def summary(tables: Tables) -> dict[str, Any]:
     """MASE and CRPS: geometric mean of the ratios to Seasonal Naive, and mean rank."""
     return aggregate.ratio_summary({"MASE": tables[MASE], "CRPS": tables[CRPS]})
@@ -117,4 +120,5 @@ GIFT_EVAL = Benchmark(
     COLUMNS,
     plain_row,
     summary,
+    METRICS,
 )

@@ -6,16 +6,22 @@ import fnmatch
 import logging
 import math
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.job import check_out, forecaster_of, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.leaderboards import examples
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
+from toto_train.evaluation.leaderboards.board import Board, pick
 from toto_train.evaluation.leaderboards.boom import BOOM, BOOMLET, boomlet_table
 from toto_train.evaluation.leaderboards.fev_bench import FEV
 from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
+from toto_train.evaluation.leaderboards.measures import spread
 from toto_train.evaluation.leaderboards.published import PUBLISHED
+from toto_train.evaluation.leaderboards.report import write_report
 from toto_train.evaluation.leaderboards.results import (
     NAIVE,
     RESULTS,
@@ -27,9 +33,10 @@ from toto_train.evaluation.leaderboards.results import (
     write_scores,
 )
 from toto_train.evaluation.leaderboards.time_bench import TIME
-from toto_train.evaluation.leaderboards.windows import score
+from toto_train.evaluation.leaderboards.windows import Windows, score
+from toto_train.evaluation.processes import share
 from toto_train.evaluation.tasks import TERMS
-from toto_train.forecast import Forecaster, history_steps
+from toto_train.forecast import DTYPES, Forecaster, check_precision, history_steps
 from toto_train.ranks import pick_device
 
 log = logging.getLogger(__name__)
@@ -60,7 +67,13 @@ class LeaderboardJob:
     """A leaderboard's folder of results: MODEL/all_results.csv of other forecasters, Seasonal Naive's perhaps."""
     checkpoint: str = "best"
     device: str = "auto"
+    precision: str = "fp32"
+    """fp32 | bf16: what forecasts are computed in."""
     max_points: int = 2**20
+    processes: int = 1
+    """Configurations scored side by side."""
+    examples: int = 8
+    """Configurations whose forecasts the report shows."""
     replace: bool = False
 
 
@@ -68,6 +81,7 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
     """Score, write `job.out`, print the table; returns the summary. The same call goes on with a killed one."""
     if wrong := [term for term in job.terms if term not in TERMS]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
+    check_precision(job.precision)
     benchmark = BENCHMARKS[job.benchmark]
     check_out(job.out)
     others = read_others(job.against, benchmark.columns)
@@ -80,20 +94,28 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         "weights": weights_hash(model),
         "benchmark": job.benchmark,
         **{k: v for k, v in vars(job.options).items() if k != "path"},
-        "precision": "fp32",
+        "precision": job.precision,
     }
     with open_out(job.out, about, request, job.replace):
         results = Results(job.out / RESULTS)
-        forecaster = Forecaster(model.to(device), device)
+        forecaster = Forecaster(model.to(device), device, precision=job.precision)
+        todo = [c for c in chosen if not results.done(c.name, benchmark.fingerprint(c, job.options))]
+        forecasters: Callable[[int], Forecaster] = lambda _: forecaster  # noqa: E731
+        if job.processes > 1:
+            forecasters = partial(forecaster_of, job.model, job.checkpoint, request["weights"], device, job.precision)
         with progress_bar(len(chosen), benchmark.title) as advance:
-            for n, c in enumerate(chosen):
-                data = benchmark.fingerprint(c, job.options)
-                if not results.done(c.name, data):
-                    line = scored(benchmark, c, job.options, forecaster, job.max_points)
-                    results.add(line | {"data": data})
-                advance(n + 1)
-        lines = [results.lines[c.name] for c in chosen]
-        return _sum_up(job, benchmark, str(about["model"]), lines, others)
+            done = len(chosen) - len(todo)
+            advance(done)
+            for _, line in share(partial(_scorer, job, forecasters), todo, job.processes):
+                results.add(line)
+                done += 1
+                advance(done)
+        board = _board(job, benchmark, str(about["model"]), [results.lines[c.name] for c in chosen], others)
+        by_name = {c.name: c for c in chosen}
+        for line in pick(board, job.examples):
+            windows = cut(benchmark, by_name[line["configuration"]], job.options, forecaster)
+            board.examples += examples.draw(forecaster, windows, line["configuration"], line["examples"])
+        return _sum_up(job, board, about)
 
 
 def from_hub(benchmark: Benchmark) -> Path:
@@ -128,22 +150,42 @@ def _chosen(job: LeaderboardJob, benchmark: Benchmark) -> list[Configuration]:
     return kept
 
 
+def cut(benchmark: Benchmark, c: Configuration, options: Options, forecaster: Forecaster) -> Windows:
+    """Windows of a configuration, with as much history as the benchmark's context leaves."""
+    windows = benchmark.windows(c, options, benchmark.context)
+    if not options.context:  # the published models' context_length counts the patches that a pass appends
+        horizon = int(windows.windows["horizon"][0])
+        history = history_steps(benchmark.context, horizon, forecaster.model.config.patch_size)
+        windows.windows["context"] = windows.windows["context"].clip(max=history)
+    return windows
+
+
+def _scorer(
+    job: LeaderboardJob, forecasters: Callable[[int], Forecaster], rank: int
+) -> Callable[[Configuration], dict[str, Any]]:
+    forecaster, benchmark = forecasters(rank), BENCHMARKS[job.benchmark]
+
+    def line(c: Configuration) -> dict[str, Any]:
+        data = benchmark.fingerprint(c, job.options)  # before it is read: what changes meanwhile is scored again
+        return scored(benchmark, c, job.options, forecaster, job.max_points) | {"data": data}
+
+    return line
+
+
 def scored(
     benchmark: Benchmark, c: Configuration, options: Options, forecaster: Forecaster, max_points: int = 2**20
 ) -> dict[str, Any]:
     """One line of the results."""
-    windows = benchmark.windows(c, options, benchmark.context)
-    horizon = int(windows.windows["horizon"][0])
-    if not options.context:  # the published models' context_length counts the patches that a pass appends
-        history = history_steps(benchmark.context, horizon, forecaster.model.config.patch_size)
-        windows.windows["context"] = windows.windows["context"].clip(max=history)
+    windows = cut(benchmark, c, options, forecaster)
     rows = score(forecaster, windows, max_points)
     return {
         "configuration": c.name,
         "domain": c.domain,
         "num_variates": c.num_variates,
         "term": c.term,
-        "horizon": horizon,
+        "frequency": windows.tasks[0].frequency,
+        "groups": c.groups,
+        "horizon": int(windows.windows["horizon"][0]),
         "season": int(windows.windows["season"][0]),
         "context": int(windows.windows["context"].max()),
         "series": rows.series,
@@ -154,42 +196,58 @@ def scored(
         "seconds": rows.seconds,
         "model": benchmark.measure(rows, rows.model, c.settings),
         NAIVE: benchmark.measure(rows, rows.naive, c.settings),
+        "spread": {"model": spread(rows.model), NAIVE: spread(rows.naive)},
+        "examples": examples.find(rows),
     }
 
 
-def _sum_up(
+def _board(
     job: LeaderboardJob,
     benchmark: Benchmark,
     model: str,
     lines: list[dict[str, Any]],
     others: dict[str, dict[str, dict[str, float]]],
-) -> dict[str, Any]:
-    """Write the tables and print the summary."""
+) -> Board:
+    """The model beside the others and one Seasonal Naive, theirs where they have it."""
     ours = {key: {line["configuration"]: line[key] for line in lines} for key in ("model", NAIVE)}
     own = next((name for name in others if name.lower().replace("_", "") == "seasonalnaive"), None)
     naive = own or benchmark.naive
     scores = {**others, model: ours["model"]}
     scores.setdefault(naive, ours[NAIVE])
     found = tables(scores, naive)
-    compared = len(next(iter(found.values()))) if found else 0
-    if not compared:
+    if not found:
         raise ValueError(f"against={job.against} has no configuration in common with the {len(lines)} scored here")
-    summary = benchmark.summary(found)
+    source = f"{own} of {job.against}" if own else "computed here"
+    return Board(
+        benchmark, model, naive, source, lines, found, benchmark.summary(found), PUBLISHED.get(job.benchmark, {})
+    )
+
+
+def _sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the tables and the report, print the summary."""
+    benchmark, summary, lines = board.benchmark, board.summary, board.lines
+    compared = len(next(iter(board.tables.values())))
     facts = {
-        "model": model,
+        "model": board.model,
         "compared": compared,
         "limit": job.options.limit,
-        "seasonal_naive": f"{own} of {job.against}" if own else "computed here",
-        "published": {name: list(pair) for name, pair in PUBLISHED.get(job.benchmark, {}).items()},
+        "seasonal_naive": board.source,
+        "published": {name: list(pair) for name, pair in board.published.items()},
     }
     write_scores(job.out, benchmark, summary, lines, facts)
-    for name, key in ((model, "model"), (benchmark.naive, NAIVE)):
-        write_folder(job.out, name, key, lines, benchmark)
+    dtype = str(DTYPES[job.precision]).removeprefix("torch.")
+    for name, key in ((board.model, "model"), (benchmark.naive, NAIVE)):
+        write_folder(job.out, name, key, lines, benchmark, dtype if key == "model" else "float32")
+    shown = {**about, "benchmark": benchmark.title, "datasets": job.options.path, "Seasonal Naive": board.source}
+    shown["precision"] = job.precision
+    shown |= {"limit": f"{job.options.limit} windows of a configuration"} if job.options.limit else {}
+    shown |= {"against": job.against} if job.against else {}
+    write_report(job.out / "report.html", board, {key: str(value) for key, value in shown.items()})
     share = f"{compared:,} of {benchmark.size:,} configurations"
     if job.options.limit:
         share += f", at most {job.options.limit} windows of each"
     for part, of in summary.items():
-        published = PUBLISHED.get(job.benchmark, {}) if part != "unscaled" else {}
+        published = board.published if part != "unscaled" else {}
         note = f"{part} ({of['configurations']:,}), {share}" if "configurations" in of else f"{part}, {share}"
         sys.stdout.write(text(benchmark, note, of["forecasters"], published) + "\n")
         for metric, left_out in of.get("without_ratio", {}).items():
@@ -197,6 +255,6 @@ def _sum_up(
                 log.warning("%s leaves out %d configurations without a ratio: %s", metric, len(left_out), left_out[:9])
         if not all(math.isfinite(v) for row in of["forecasters"].values() for v in row.values()):
             log.warning("%s: a score of 0 of Seasonal Naive makes a mean infinite or undefined", part)
-    if PUBLISHED.get(job.benchmark) and (compared < benchmark.size or job.options.limit):
+    if board.published and (compared < benchmark.size or job.options.limit):
         log.warning("the published scores are of all %d configurations, whole", benchmark.size)
     return summary

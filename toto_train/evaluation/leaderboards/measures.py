@@ -99,3 +99,15 @@ def of_time(rows: Rows, forecasts: Forecasts, settings: Mapping[str, Any]) -> di
         "MAE": mean(points.absolute_error, sums.points),
         "MSE": mean(points.squared_error, sums.points),
     }
+
+
+def spread(forecasts: Forecasts) -> dict[str, Any]:
+    """What calibration and sharpness follow from, added up over all rows: points observed and their |y|, points at or
+    below each of the nine quantiles, width of the central 80, 60, 40 and 20 %."""
+    sums = forecasts.sums
+    return {
+        "points": int(sums.points.sum()),
+        "absolute": float(sums.absolute.sum()),
+        "below": sums.below.sum(0).astype(int).tolist(),
+        "width": forecasts.points.width.sum(0).tolist(),
+    }

@@ -45,8 +45,9 @@ class Results:
             end += len(line)
 
     def done(self, name: str, data: str) -> bool:
-        """Whether a configuration is scored, on the same data."""
-        return name in self.lines and self.lines[name]["data"] == data
+        """Whether a configuration is scored, on the same data and with all that the report needs."""
+        line = self.lines.get(name, {})
+        return line.get("data") == data and "spread" in line
 
     def add(self, line: dict[str, Any]) -> None:
         """Append; on the disk when this returns."""
@@ -94,7 +95,9 @@ def tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]], naive: str) 
     }
 
 
-def write_folder(out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark) -> None:
+def write_folder(
+    out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark, dtype: str
+) -> None:
     """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def write_folder(out: Path, name: str, key: str, lines: Iterable[dict[str, Any]]
         writer.writeheader()
         writer.writerows(rows)
     kind = "statistical" if key == NAIVE else "pretrained"
-    config = {"model": name, "model_type": kind, "model_dtype": "float32"}
+    config = {"model": name, "model_type": kind, "model_dtype": dtype}
     write_text(folder / "config.json", json.dumps(config, indent=4))
 
 

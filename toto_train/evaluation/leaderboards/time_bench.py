@@ -88,5 +88,16 @@ def row(name: str, line: Mapping[str, Any], metrics: Mapping[str, float]) -> dic
 
 
 TIME = Benchmark(
-    "TIME", 4096, 98, "Real-TSF/TIME", configurations, windows, fingerprint, of_time, COLUMNS, row, summary
+    "TIME",
+    4096,
+    98,
+    "Real-TSF/TIME",
+    configurations,
+    windows,
+    fingerprint,
+    of_time,
+    COLUMNS,
+    row,
+    summary,
+    {"CRPS": "CRPS", "MASE": "MASE"},
 )

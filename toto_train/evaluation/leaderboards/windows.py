@@ -16,6 +16,7 @@ import numpy as np
 from toto_train.config import TasksConfig
 from toto_train.evaluation.baselines import LEVELS, seasonal_scale
 from toto_train.evaluation.metrics import MEDIAN, Sums, window_sums
+from toto_train.evaluation.score import checked
 from toto_train.evaluation.tasks import WINDOW, Batch, Forecaster, Store, Task, TaskSet, limited
 
 
@@ -103,6 +104,8 @@ class PointSums:
     symmetric_points: np.ndarray
     interval_score: np.ndarray
     """Winkler score of the central 95 % / seasonal error, where that is above 0."""
+    width: np.ndarray
+    """[W, 4] upper less lower quantile of the central 80, 60, 40 and 20 %."""
 
 
 def point_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.ndarray) -> PointSums:
@@ -132,6 +135,7 @@ def point_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.nda
         *over(error, np.abs(y)),
         *over(2 * error, np.abs(y) + np.abs(q[MEDIAN])),
         over(winkler, np.broadcast_to(seasonal_error[:, :, None], y.shape))[0],
+        np.stack([total((quantiles[:, 8 - k] - quantiles[:, k]).astype(np.float64), known) for k in range(4)], 1),
     )
 
 
@@ -147,12 +151,16 @@ class Forecasts:
 class Rows:
     """A scored configuration of R rows (window, variate)."""
 
+    window: np.ndarray
+    """[R] position in the `Windows`."""
     round: np.ndarray
     """[R] evaluation window of the benchmark."""
     variate: np.ndarray
     """[R] position in its group."""
     scale: np.ndarray
     """[R] seasonal error."""
+    moves: np.ndarray
+    """[R] whether the label takes more than one value."""
     model: Forecasts
     naive: Forecasts
     seconds: float
@@ -164,8 +172,7 @@ class Rows:
 def score(forecaster: Forecaster, tasks: Windows, max_points: int = 2**20) -> Rows:
     """Forecast and score every window of a configuration, by the model and by Seasonal Naive.
 
-    max_points: values of context and label in one call of the forecaster; a window is never split. Features of the
-    past go in as further variates of the group, as the official package gives them to the model.
+    max_points: values of context and label in one call of the forecaster; a window is never split.
     """
     parts: list[tuple[np.ndarray, ...]] = []
     made: list[tuple[Forecasts, Forecasts]] = []
@@ -173,28 +180,39 @@ def score(forecaster: Forecaster, tasks: Windows, max_points: int = 2**20) -> Ro
     for indices in tasks.batches(max_points):
         batch = tasks.read(indices, naive=True)
         variates = batch.labels.shape[1]
-        contexts = batch.contexts
-        features = tasks.features(indices, contexts.shape[2])
-        if features.shape[1] and not tasks.windows["variate"][indices[0]] >= 0:
-            contexts = np.concatenate([contexts, features], 1)
-        begin = time.perf_counter()
-        quantiles = np.asarray(forecaster(contexts, batch.horizon))
-        seconds += time.perf_counter() - begin
-        expected = (len(indices), len(LEVELS), contexts.shape[1], batch.horizon)
-        if quantiles.shape != expected:
-            raise ValueError(f"the forecaster returned shape {quantiles.shape}, expected [N, 9, V, H] = {expected}")
-        quantiles = quantiles[:, :, :variates]
-        if not np.isfinite(quantiles).all():
-            raise ValueError(f"a forecast for {tasks.tasks[0].name} is not finite")
+        quantiles, spent = forecast(forecaster, tasks, batch)
+        seconds += spent
         assert batch.naive is not None
         made.append((_by_variate(quantiles, batch), _by_variate(batch.naive, batch)))
         own = tasks.windows["variate"][indices]
         position = np.where(own[:, None] >= 0, own[:, None], np.arange(variates))
-        parts.append((np.repeat(tasks.rounds[indices], variates), position.ravel(), batch.seasonal_error.ravel()))
-    rounds, variate, scale = (np.concatenate(column) for column in zip(*parts, strict=True))
+        which = np.repeat(indices, variates)
+        observed = np.isfinite(batch.labels)
+        high = batch.labels.max(2, where=observed, initial=-np.inf)
+        moves = high > batch.labels.min(2, where=observed, initial=np.inf)
+        parts.append((which, tasks.rounds[which], position.ravel(), batch.seasonal_error.ravel(), moves.ravel()))
+    window, rounds, variate, scale, moves = (np.concatenate(column) for column in zip(*parts, strict=True))
     model, naive = (_joined([pair[k] for pair in made]) for k in range(2))
     series = len(np.unique(tasks.windows["series"]))
-    return Rows(rounds, variate, scale, model, naive, seconds, len(tasks), series)
+    return Rows(window, rounds, variate, scale, moves, model, naive, seconds, len(tasks), series)
+
+
+def forecast(forecaster: Forecaster, tasks: Windows, batch: Batch) -> tuple[np.ndarray, float]:
+    """Quantiles [N, 9, V, H] of a batch of windows, and the seconds that they took. ValueError unless all are finite.
+
+    Features of the past go in as further variates of a group, as the official package gives them to the model, and are
+    not part of what comes out.
+    """
+    contexts, variates = batch.contexts, batch.labels.shape[1]
+    features = tasks.features(batch.indices, contexts.shape[2])
+    if features.shape[1] and not tasks.windows["variate"][batch.indices[0]] >= 0:
+        contexts = np.concatenate([contexts, features], 1)
+    begin = time.perf_counter()
+    quantiles = checked(forecaster, contexts, batch.horizon)[:, :, :variates]
+    seconds = time.perf_counter() - begin
+    if not np.isfinite(quantiles).all():
+        raise ValueError(f"a forecast for {tasks.tasks[0].name} is not finite")
+    return quantiles, seconds
 
 
 def _by_variate(quantiles: np.ndarray, batch: Batch) -> Forecasts:
