@@ -1,5 +1,5 @@
-"""Save: what a rank holds is copied into host memory, a thread writes it beside training, and a checkpoint has its name
-once all ranks have written all of it."""
+"""Save: what a rank is to write is copied into host memory, a thread writes it beside training, and a checkpoint has
+its name once all ranks have written all of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from toto_train import checkpoint_files as files
 from toto_train.checkpoint import Position, state_of
-from toto_train.checkpoint_storage import Files, HostCopy, is_first, reasons, write
+from toto_train.checkpoint_copy import HostCopy, Shares
+from toto_train.checkpoint_storage import Files, is_first, reasons, write
 from toto_train.config import Config, RunStopped
 from toto_train.files import whole_folder
 from toto_train.model.toto import Toto
@@ -34,13 +35,14 @@ class Saver:
     """Writes the checkpoints of a run, one at a time, beside training unless checkpoint.asynchronous is false.
 
     All ranks make one and call its methods at the same places. fingerprint, data: of `Order`; what a refusal to resume
-    names. From the first asynchronous save on a second copy of a rank's tensors is kept in host memory.
+    names. From the first asynchronous save on a second copy of what the rank writes is kept in host memory.
     """
 
     def __init__(self, run: Path, config: Config, fingerprint: str = "", data: dict[str, Any] | None = None):
         self.run, self.config, self.fingerprint, self.data = run, config, fingerprint, data or {}
         self.group = dist.new_group(backend="gloo", timeout=message_timeout(config)) if dist.is_initialized() else None
         """Of the thread that writes, whose messages must not mix with those of training."""
+        self._shares = Shares(self.group)
         self._buffers: dict[MetadataIndex, Tensor] | None = {} if config.checkpoint.asynchronous else None
         self._pending: Future[Any] | None = None
         self._step = 0
@@ -73,7 +75,7 @@ class Saver:
             "config": asdict(self.config),
         }
         state = {**state_of(model, optimizer), **({"extra": extra} if extra else {})}
-        copy = HostCopy(state, self._buffers)
+        copy = HostCopy(state, self._buffers, self._shares)
         self._step = position.step
         self._pending = _write(self.run, copy, meta, self.group, lambda: files.prune(self.run, self.config.checkpoint))
         if not self.config.checkpoint.asynchronous:

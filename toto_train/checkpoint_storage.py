@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint through torch.distributed.checkpoint (DCP): what is saved, how it is written, safe reading.
+"""Tensors of a checkpoint through torch.distributed.checkpoint (DCP): how they are written, safe reading.
 
 Nothing that a checkpoint says is executed. DCP's list of tensors, .metadata, is a pickle: it is read by an unpickler
 that knows the handful of classes such a list is made of and refuses every other name, and anything but tensors in it.
@@ -22,11 +22,9 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.futures import Future as TorchFuture
 
 T = TypeVar("T")
@@ -88,44 +86,8 @@ def reasons(error: BaseException) -> str:
     return "; ".join(rank + cause for rank, cause in failures)
 
 
-class HostCopy(DefaultSavePlanner):
-    """What this rank saves, taken when made: later changes to the tensors do not reach it.
-
-    buffers: host memory to copy into, by tensor; filled at the first save and used again at the next. None takes the
-    tensors as they are, for a save that training waits for.
-    """
-
-    def __init__(self, state: dict[str, Any], buffers: dict[MetadataIndex, Tensor] | None):
-        super().__init__()
-        super().set_up_planner(state)
-        self.own = super().create_local_plan()
-        for item in self.own.items:
-            if item.type == WriteItemType.BYTE_IO:
-                raise TypeError(f"{item.index.fqn} is no tensor; a checkpoint holds nothing else")
-        self.tensors = {item.index: super(HostCopy, self).lookup_object(item.index).detach() for item in self.own.items}
-        if buffers is not None:
-            self.tensors = {index: _copy(tensor, index, buffers) for index, tensor in self.tensors.items()}
-            if torch.cuda.is_available() and torch.cuda.is_initialized():
-                torch.cuda.current_stream().synchronize()
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        self.is_coordinator = is_coordinator
-
-    def create_local_plan(self) -> SavePlan:
-        return self.own
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        return self.tensors[index]
-
-
-def _copy(tensor: Tensor, index: MetadataIndex, buffers: dict[MetadataIndex, Tensor]) -> Tensor:
-    if index not in buffers:
-        buffers[index] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return buffers[index].copy_(tensor, non_blocking=True)
-
-
 def write(
-    planner: HostCopy,
+    planner: SavePlanner,
     folder: Path,
     finish: Callable[[Files], None],
     group: dist.ProcessGroup | None = None,
@@ -133,9 +95,9 @@ def write(
 ) -> Future[Metadata]:
     """Write the tensors of all ranks into a new folder, in a thread. Whatever lies there before is removed.
 
-    finish: called with all files of the folder, on rank 0, once every rank has written and synced its own. What it or
-    any rank raises comes out of the future on every rank. group: for the thread's messages alone; gloo. alone: this
-    process writes although it is one of several ranks.
+    planner: has this rank's tensors (`checkpoint_copy.HostCopy`). finish: called with all files of the folder, on rank
+    0, once every rank has written and synced its own. What it or any rank raises comes out of the future on every rank.
+    group: for the thread's messages alone; gloo. alone: this process writes although it is one of several ranks.
     """
     writer = _Writer(folder, finish)
     # the planner holds what is saved already, copied or not

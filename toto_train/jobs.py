@@ -21,6 +21,7 @@ from toto_train.cli import config_from_overrides
 from toto_train.config import GAVE_UP, Config, ConfigError, to_yaml
 from toto_train.files import write_text
 from toto_train.launch import SAVED
+from toto_train.run_folder import write_launch
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,12 @@ class Job:
     config: Config
     grace: int
     """Seconds between SIGTERM and the end: for a step, a save and what is under way."""
+    file: Path
+    """What the ranks read."""
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.out) / self.config.name
-
-    @property
-    def file(self) -> Path:
-        """What the ranks read."""
-        return self.folder / "launch.yaml"
+        return self.file.parent
 
     @property
     def gpus(self) -> int:
@@ -76,10 +74,7 @@ def prepare(overrides: list[str], configs: Path, grace: int = 300) -> Job:
         raise ConfigError(problems)
     if p.device == "auto":
         p.device = "cuda"  # a node whose GPUs are out of order must not train on its CPU
-    job = Job(config, grace)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_text(job.file, to_yaml(config))
-    return job
+    return Job(config, grace, write_launch(config))
 
 
 SBATCH = Template("""\

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from toto_train.config import GAVE_UP, Config, ConfigError, RunStopped, to_yaml
+from toto_train.config import GAVE_UP, Config, ConfigError, RunStopped
 from toto_train.files import write_text
 from toto_train.processes import die_with_parent
+from toto_train.run_folder import folder_of, write_launch
 from toto_train.watchdog import stacks
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def launch(config: Config) -> None:
     p = config.parallel
     if not config.plan:
         with suppress(OSError):  # a folder that cannot be written is said below, or by the run
-            (Path(config.out) / config.name / FAILED).unlink(missing_ok=True)
+            (folder_of(config) / FAILED).unlink(missing_ok=True)
     if config.plan or "RANK" in os.environ or p.mode == "single":
         _here(config)
         return
@@ -52,15 +53,7 @@ def launch(config: Config) -> None:
     if p.devices == 1:
         _here(config)
         return
-    folder = Path(config.out) / config.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = write_text(folder / "launch.yaml", to_yaml(config))
-    except OSError as error:
-        raise OSError(
-            f"cannot write the run folder {folder}: {error.strerror}; choose another out= or name="
-        ) from error
-    run_ranks(file, config, Place(port=free_port()))
+    run_ranks(write_launch(config), config, Place(port=free_port()))
 
 
 def note_failure(folder: Path, message: str) -> None:
@@ -87,7 +80,7 @@ class Place:
 
 def run_ranks(file: Path, config: Config, place: Place) -> None:
     """Run the ranks of a node, which read their config from `file`. Raises RunStopped with an exit status."""
-    folder, ranks = Path(config.out) / config.name, config.parallel.devices
+    folder, ranks = folder_of(config), config.parallel.devices
     for old in stacks(folder):
         old.unlink(missing_ok=True)  # of the run's last try; other nodes do the same
     status, what = watch([sys.executable, "-m", "toto_train.rank", str(file)], ranks, place)

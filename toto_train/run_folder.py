@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from toto_train import checkpoint_files
 from toto_train.config import Config, ConfigError, to_yaml
 from toto_train.files import write_text
-
-log = logging.getLogger(__name__)
+from toto_train.run_lock import hold
 
 OWN = ("checkpoints", "export", "profile", "routing.txt", "metrics.csv", "sources.csv", "losses.csv", "scores.json",
        "rows.parquet", "seasonal_naive.parquet", "report.html",
@@ -28,7 +24,7 @@ OWN = ("checkpoints", "export", "profile", "routing.txt", "metrics.csv", "source
 @contextmanager
 def open_folder(config: Config) -> Iterator[Path]:
     """The run folder, made or (fresh=true) emptied of what runs leave, and held against a second run."""
-    folder, opened = Path(config.out) / config.name, False
+    folder, opened = folder_of(config), False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not _is_run(folder):
@@ -36,15 +32,7 @@ def open_folder(config: Config) -> Iterator[Path]:
             raise ConfigError(
                 [f"name={config.name!r}: {folder} is not empty and no run folder; choose another name={hint}"]
             )
-        with (folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError([f"name={config.name!r}: another run is writing {folder}"]) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):  # Lustre without -o flock, say
-                    raise
-                log.warning("%s is on a disk that locks no files: start no second run of this name", folder)
+        with hold(folder):
             if config.fresh:
                 _clear(folder)
             if not (folder / "config.yaml").exists():
@@ -56,15 +44,35 @@ def open_folder(config: Config) -> Iterator[Path]:
     except OSError as error:
         if opened:
             raise
-        raise OSError(
-            f"cannot write the run folder {folder}: {error.strerror}; choose another out= or name="
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def write_launch(config: Config) -> Path:
+    """launch.yaml, which the ranks of a run read, in its folder. Raises ConfigError where a live run would find another
+    there than the one it began with."""
+    file, text = folder_of(config) / "launch.yaml", to_yaml(config)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.is_file() or file.read_text() != text:
+            with hold(file.parent):
+                write_text(file, text)
+    except OSError as error:
+        raise _unwritable(file.parent, error) from error
+    return file
+
+
+def folder_of(config: Config) -> Path:
+    return Path(config.out) / config.name
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(f"cannot write the run folder {folder}: {error.strerror}; choose another out= or name=")
 
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or the start of one."""
     if not (folder / "config.yaml").is_file():
-        return all(p.name in (".lock", ".config.yaml.tmp") or p.stem.startswith("launch") for p in folder.iterdir())
+        return all(p.name.startswith((".lock", ".config.yaml.", ".launch.", "launch")) for p in folder.iterdir())
     tree = OmegaConf.load(folder / "config.yaml")
     return isinstance(tree, DictConfig) and {"model", "data", "schedule"} <= set(tree)
 

@@ -22,10 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from toto_train.cli import STOPPED, config_from_overrides
-from toto_train.config import Config, ConfigError, to_yaml
-from toto_train.files import write_text
+from toto_train.config import Config, ConfigError
 from toto_train.launch import FAILED, note_failure
 from toto_train.processes import die_with_parent, run_task, start
+from toto_train.run_folder import write_launch
+from toto_train.run_lock import is_held
 from toto_train.sweep_table import is_done, read_state
 
 EXECUTORS = ("local", "ray")
@@ -90,9 +91,9 @@ def launch_all(
     """Train the trials that are not done, `processes` at a time; tell(trial, state) as each ends.
 
     executor: local, processes of this machine | ray, tasks of a Ray cluster (RAY_ADDRESS, or one started here) whose
-    nodes all see the folders; a task takes the run's devices. A trial that fails leaves launch.failed and stops no
-    other. SIGINT and SIGTERM reach the runs, which save; none is started after. Raises ValueError on wrong arguments,
-    or where a folder holds a finished run with other settings.
+    nodes all see the folders; a task takes the run's devices. A trial that already runs is left alone; one that fails
+    leaves launch.failed and stops no other. SIGINT and SIGTERM reach the runs, which save; none is started after.
+    Raises ValueError on wrong arguments, or where a folder holds a finished run with other settings.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor={executor!r} must be one of {', '.join(EXECUTORS)}")
@@ -103,6 +104,8 @@ def launch_all(
         if trial.config is None:
             note_failure(trial.folder, trial.problem)
             tell(trial, "failed")
+        elif is_held(trial.folder):  # by another sweep, or a run of that name
+            tell(trial, "running")
         elif is_done(trial.folder, trial.config):
             tell(trial, "done")
         else:
@@ -126,10 +129,9 @@ def _last_words(folder: Path, status: int) -> str:
 def _command(trial: Trial) -> list[str]:
     """What trains it, once its settings are in its folder."""
     assert trial.config is not None
-    trial.folder.mkdir(parents=True, exist_ok=True)
+    file = write_launch(trial.config)
     (trial.folder / FAILED).unlink(missing_ok=True)
-    return [sys.executable, "-m", "toto_train.node",
-            str(write_text(trial.folder / "launch.yaml", to_yaml(trial.config)))]  # fmt: skip
+    return [sys.executable, "-m", "toto_train.node", str(file)]
 
 
 def _locally(trials: Sequence[Trial], processes: int) -> Iterator[tuple[Trial, int]]:

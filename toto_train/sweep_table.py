@@ -6,7 +6,6 @@ It is read from what runs leave, whoever started them: train.py, train.py -m, sc
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import math
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from toto_train.config import Config
 from toto_train.evaluation.compare import differences, flat, read_run
 from toto_train.files import write_text
 from toto_train.launch import FAILED
+from toto_train.run_lock import is_held
 
 SCORES = {"loss": "last training loss", "val mwql": "best validation", "mwql": "held out", "mase": "held out"}
 """Columns of scores; the last three are relative to Seasonal Naive."""
@@ -59,7 +59,7 @@ def read_state(folder: Path) -> State:
         found.step = int(step) if math.isfinite(step) else 0
         held = {m: run.reported[m].value if m in run.reported else math.nan for m in ("mwql", "mase")}
         found.scores = {"loss": loss, "val mwql": float(validated.min()) if len(validated) else math.nan, **held}
-    if _held(folder):
+    if is_held(folder):
         found.state = "running"
     elif found.settings and _complete(folder, found.steps, found.settings.get("report") == "true"):
         found.state = "done"
@@ -70,18 +70,6 @@ def read_state(folder: Path) -> State:
     return found
 
 
-def _held(folder: Path) -> bool:
-    """Whether a process works on the run: the lock that it holds is asked for, and given back at once."""
-    try:
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def _complete(folder: Path, steps: int, report: bool) -> bool:
     found = checkpoint_files.readable(folder)
     return bool(found) and found[-1][1]["step"] == steps and (not report or (folder / "report.html").is_file())
@@ -89,7 +77,7 @@ def _complete(folder: Path, steps: int, report: bool) -> bool:
 
 def is_done(folder: Path, config: Config) -> bool:
     """Whether a run with this config is complete. Raises ValueError where one with other settings is."""
-    if _held(folder) or not _complete(folder, config.schedule.max_steps, config.report):
+    if is_held(folder) or not _complete(folder, config.schedule.max_steps, config.report):
         return False
     meta = checkpoint_files.readable(folder)[-1][1]
     if changed := differing(meta["config"], config):

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from toto_train import checkpoint, checkpoint_files, hub
-from toto_train.checkpoint import Position, latest_good
+from toto_train.checkpoint import Position, latest_good, state_of
+from toto_train.checkpoint_copy import HostCopy, Shares
 from toto_train.checkpoint_saver import Saver
 from toto_train.config import Config, ModelConfig, RunStopped
 from toto_train.initial import open_source
@@ -266,6 +267,34 @@ def test_a_save_that_fails_on_one_rank_stops_all_at_the_same_step_and_leaves_the
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000001"]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000001\n"
     assert latest_good(tmp_path) is not None
+
+
+def copied(rank, world, mode):
+    """Bytes that a rank copies by name and place, at a first save and at one with further tensors; those it holds."""
+    config = config_of(mode, world)
+    with join(config, "cpu") as ranks:
+        job = Job(config, ranks)
+        job.step()
+        shares, buffers = Shares(dist.group.WORLD), {}
+        found = []
+        for extra in ({}, job.extra):
+            state = {**state_of(job.model, job.optimizer), "extra": extra}
+            own = HostCopy(state, buffers, shares).tensors
+            found.append({(i.fqn, tuple(i.offset)): t.numel() * t.element_size() for i, t in own.items()})
+        held = HostCopy(state, None).tensors
+        return *found, {(i.fqn, tuple(i.offset)): t.numel() * t.element_size() for i, t in held.items()}
+
+
+@pytest.mark.parametrize(("mode", "world", "part"), [("ddp", 3, 1 / 3), ("hsdp", 4, 1 / 2), ("ddp owner", 2, 2 / 3)])
+def test_of_copies_that_ranks_hold_each_takes_its_share_to_the_host(processes, mode, world, part):
+    """part: at most so much of what a rank holds; with `owner` it alone holds the momentum of half the matrices."""
+    results = processes(world, copied, mode)
+    for save in (0, 1):
+        everything = [key for result in results for key in result[save]]
+        assert len(everything) == len(set(everything))
+    assert set(everything) == {key for result in results for key in result[2]}
+    sizes, held = ([sum(result[k].values()) for result in results] for k in (1, 2))
+    assert max(size / whole for size, whole in zip(sizes, held, strict=True)) < 1.01 * part
 
 
 def save_for_ever(rank, world, run):

@@ -13,6 +13,8 @@ import pytest
 from toto_train import launch
 from toto_train.config import Config, ConfigError, ParallelConfig
 from toto_train.node import find_place
+from toto_train.run_folder import write_launch
+from toto_train.run_lock import hold
 from toto_train.watchdog import stacks
 
 
@@ -143,3 +145,16 @@ def test_a_run_folder_that_cannot_be_made_is_said_before_any_rank_starts(tmp_pat
     config = Config(name="mine", out=str(tmp_path / "runs"), parallel=ParallelConfig("ddp", 2, device="cpu"))
     with pytest.raises(OSError, match=rf"cannot write the run folder {tmp_path / 'runs' / 'mine'}: Not a directory; "):
         launch.launch(config)
+
+
+def test_a_second_run_of_a_name_leaves_the_settings_of_the_live_one(tmp_path):
+    """Which its ranks read when they are started again."""
+    config = Config(name="mine", out=str(tmp_path), parallel=ParallelConfig("ddp", 2, device="cpu"))
+    text = write_launch(config).read_text()
+    with hold(tmp_path / "mine"):
+        assert write_launch(config).read_text() == text  # the same, as when a job is queued again
+        config.seed = 1
+        with pytest.raises(ConfigError, match="another run is writing"):
+            launch.launch(config)
+    assert (tmp_path / "mine" / "launch.yaml").read_text() == text
+    assert write_launch(config).read_text() != text
