@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from toto_train.config import Config, ConfigError, RunStopped
 from toto_train.config_check import from_tree, nearest
+from toto_train.processes import end_as_init
 
 STOPPED = (130, 143)
 """Exit statuses of a run that a signal ended: whoever sent it does not want the next one of a multirun either."""
@@ -34,6 +35,7 @@ ConfigStore.instance().store("defaults", OmegaConf.create(dataclasses.asdict(Con
 
 def main(argv: list[str], configs: Path) -> int:
     """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help, -m) go to Hydra."""
+    end_as_init()
     log_to_stderr(logging.INFO)
     if any(a.startswith("-") for a in argv):
         return guarded(lambda: _by_hydra(argv, configs))
