@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from toto_train.config import Config, ConfigError, RunStopped
 from toto_train.config_check import from_tree, nearest
+from toto_train.processes import end_as_init
 
 STOPPED = (130, 143)
 """Exit statuses of a run that a signal ended: whoever sent it does not want the next one of a multirun either."""
@@ -34,6 +35,7 @@ ConfigStore.instance().store("defaults", OmegaConf.create(dataclasses.asdict(Con
 
 def main(argv: list[str], configs: Path) -> int:
     """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help, -m) go to Hydra."""
+    end_as_init()
     log_to_stderr(logging.INFO)
     if any(a.startswith("-") for a in argv):
         return guarded(lambda: _by_hydra(argv, configs))
@@ -142,13 +144,7 @@ def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], li
     good: list[str] = []
     folders = [p for p in configs.iterdir() if p.is_dir() and p.name != "search"]  # rounds are for scripts/search.py
     groups = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            problems.append(f"{text!r} is not key=value")
-            continue
+    for text, override in parse_overrides(overrides, problems):
         key = override.key_or_group.split("@")[0]
         if key in groups:
             problem = _group_problem(override, key, groups[key])
@@ -161,6 +157,16 @@ def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], li
             new = key.startswith("data.mixture.") and not text.startswith("~")
             good.append("++" + text.lstrip("+") if new else text.lstrip("+"))
     return problems, good
+
+
+def parse_overrides(overrides: Iterable[str], problems: list[str]) -> Iterator[tuple[str, Override]]:
+    """(text, what Hydra makes of it); texts that are no overrides go to `problems` instead."""
+    parser = OverridesParser.create()
+    for text in overrides:
+        try:
+            yield text, parser.parse_override(text)
+        except HydraException:
+            problems.append(f"{text!r} is not key=value")
 
 
 def _group_problem(override: Override, group: str, choices: list[str]) -> str | None:

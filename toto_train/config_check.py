@@ -188,7 +188,9 @@ def check(c: Config) -> list[str]:
             f"decay_steps={s.decay_steps}; shorten those or train longer"
         )
     out += _optimizer_problems(c)
-    for key in ("validation", "heldout"):
+    for key, used in {"validation": c.validate_every, "heldout": c.report}.items():
+        if not used or not get(c, f"{key}.path"):
+            continue
         terms = get(c, f"{key}.terms")
         if not terms or set(terms) - set(TERMS) or len(set(terms)) < len(terms):
             out.append(f"{key}.terms={terms} must name one or more of {', '.join(TERMS)}, each once")

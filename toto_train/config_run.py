@@ -58,11 +58,12 @@ class CheckpointConfig:
 class GuardConfig:
     """What stops a run that has gone wrong; a skipped step changes no weight and no optimizer state."""
 
-    spike: float = 10.0
-    """A step is skipped where its loss lies more than so many robust standard deviations (1.4826 x median absolute
-    deviation) above the median of the last `window` losses; 0 turns it off."""
+    spike: float = 6.0
+    """A step is skipped where its loss and its gradient norm both lie more than so many robust standard deviations
+    (1.4826 x median absolute deviation) above their medians over the last `window` steps, or the loss alone more than
+    three times as many; 0 turns it off."""
     window: int = 128
-    """Losses the spike is judged by; none is skipped before half of them are seen."""
+    """Steps the spike is judged by; none is skipped before half of them are seen."""
     max_skipped: int = 10
     """The run stops after so many skipped steps in a row, and names their rows."""
 

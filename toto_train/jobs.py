@@ -110,7 +110,8 @@ fi
 exit "$$status"
 """)
 
-FIXED = ("nodes", "ntasks-per-node", "open-mode", "requeue", "signal")
+FIXED = ("nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu", "gpus", "gpus-per-task", "gpus-per-socket", "array",
+         "open-mode", "requeue", "signal")  # fmt: skip
 """Options of sbatch that follow from the run, or that going on depends on."""
 
 
@@ -120,8 +121,14 @@ def write_sbatch(job: Job, options: dict[str, str], python: str, setup: str = ""
     options: of sbatch, by their long names without dashes ("true" for flags). python: what starts Python on a node.
     setup: a line of shell before. srun: further options of srun, for example a container's. Raises ConfigError.
     """
-    if fixed := [key for key in options if key in FIXED]:
-        raise ConfigError([f"slurm.{key} follows from the run and cannot be given" for key in fixed])
+    problems = [f"slurm.{key} follows from the run and cannot be given" for key in options if key in FIXED]
+    asked = [options.get("gpus-per-node", ""), *options.get("gres", "").split(",")]
+    for text in asked if job.gpus else []:  # h100:8, gpu:8, gpu:h100:8, 8
+        count = text.partition("(")[0].rpartition(":")[2]
+        if (text in asked[:1] or text.startswith("gpu")) and count.isdecimal() and int(count) != job.gpus:
+            problems.append(f"{text!r} GPUs on a node, but parallel.devices={job.gpus}; make them the same")
+    if problems:
+        raise ConfigError(problems)
     gpus = {"gpus-per-node": str(job.gpus)} if job.gpus and not {"gres", "gpus-per-node"} & set(options) else {}
     all_options = {
         "job-name": job.config.name,
@@ -211,7 +218,8 @@ def _pod(job: Job, cluster: Cluster, name: str) -> dict[str, Any]:
                 "name": "pytorch",  # the operator looks for it
                 "image": cluster.image,
                 "workingDir": cluster.mount,
-                # the operator sets RANK to the number of the pod, and MASTER_ADDR and MASTER_PORT to the first
+                # the operator sets RANK to the number of the pod, and MASTER_ADDR and MASTER_PORT to the first; exec,
+                # so that SIGTERM reaches the run and not a shell
                 "command": ["sh", "-c", "NODE_RANK=$RANK exec python -m toto_train.node /etc/toto-train/launch.yaml"],
                 "env": [{"name": key, "value": value} for key, value in job.environment.items()],
                 "resources": {"requests": {"cpu": job.cpus}, **({"limits": limits} if limits else {})},

@@ -14,6 +14,7 @@ from pathlib import Path
 from toto_train.cli import guarded, log_to_stderr
 from toto_train.config import Config, ConfigError
 from toto_train.launch import Place, launch, run_ranks
+from toto_train.processes import end_as_init
 from toto_train.rank import read
 
 
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("usage: NODE_RANK=0 MASTER_ADDR=host0 MASTER_PORT=29500 "
                          "python -m toto_train.node runs/<name>/launch.yaml\n")  # fmt: skip
         return 2
+    end_as_init()
     log_to_stderr(logging.INFO)
     return guarded(lambda: _run(Path(argv[0])))
 

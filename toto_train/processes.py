@@ -40,3 +40,13 @@ def die_with_parent() -> None:
     set_parent_death_signal = 1  # of prctl.h
     if hasattr(libc := ctypes.CDLL(None), "prctl"):
         libc.prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def end_as_init() -> None:
+    """Make SIGTERM end this process where it is the first of a container, until a run handles the signal.
+
+    The kernel hides signals without a handler from process 1: a pod that is asked to go while it starts or reports
+    would be killed only when its time is over. Orphans are not waited for: the run ends soon after a rank is killed.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))

@@ -27,6 +27,7 @@ from toto_train.config import Config, ConfigError
 from toto_train.config_check_run import rank_problems
 from toto_train.environment import LaunchError, check_environment, facts
 from toto_train.files import write_text
+from toto_train.network import choose_interface
 from toto_train.rendezvous import meet, name_ranks
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ def join(config: Config, device: str) -> Iterator[Ranks]:
         here = torch.device("cuda", local_rank)
         torch.cuda.set_device(here)
     store = meet(facts(config, device), p.rendezvous_timeout)
+    choose_interface(store, rank, p.devices, p.nodes, p.rendezvous_timeout)
     limit = message_timeout(config)
     store.set_timeout(limit)
     # gloo beside NCCL: what ranks agree on at the edge of a step, and checkpoints, go through host memory

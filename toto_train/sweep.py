@@ -18,10 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
-from toto_train.cli import STOPPED, config_from_overrides
+from toto_train.cli import STOPPED, config_from_overrides, parse_overrides
 from toto_train.config import Config, ConfigError
 from toto_train.launch import FAILED, note_failure
 from toto_train.processes import die_with_parent, run_task, start
@@ -48,14 +45,9 @@ def expand(overrides: Sequence[str], configs: Path) -> list[Trial]:
     overrides: of train.py, as in ["model=tiny,small", "seed=0,1"]. A combination with wrong settings is a trial that
     fails. Raises ConfigError where an argument cannot be read, or where all combinations have wrong settings.
     """
-    choices, problems = [], []
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:
-            problems.append(f"{text!r} is not key=value")
-            continue
+    choices: list[list[tuple[bool, str]]] = []
+    problems: list[str] = []
+    for text, override in parse_overrides(overrides, problems):
         key = text.partition("=")[0]
         swept = override.is_sweep_override()
         choices.append([(swept, f"{key}={v}") for v in override.sweep_string_iterator()] if swept else [(False, text)])

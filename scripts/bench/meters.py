@@ -90,7 +90,7 @@ def overhead(job: list[str], folder: Path, rounds: int, steps: int) -> tuple[flo
     for turn in range(2 * rounds):
         measured = turn % 4 in (0, 3)  # with, without, without, with: what drifts hits both
         config = config_from_overrides(
-            [*job, f"guards.spike={10 if measured else 0}", f"logger.every_steps={every}"], ROOT / "configs"
+            [*job, f"guards.spike={6 if measured else 0}", f"logger.every_steps={every}"], ROOT / "configs"
         )
         callbacks = meters(config, folder, RowDataModule(config)) if measured else []
         sides[measured].append(train(config, Ranks(torch.device("cpu")), steps, time.process_time, callbacks))

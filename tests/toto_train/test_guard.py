@@ -21,23 +21,27 @@ from toto_train.ranks import ALONE
 CPU = torch.device("cpu")
 
 
-def judged(guard: Guard, losses, norm: float = 1.0) -> list[bool]:
-    return [bool(guard.skips(torch.tensor(float(x)), torch.tensor(norm), step)) for step, x in enumerate(losses)]
+def judged(guard: Guard, losses, norms=None) -> list[bool]:
+    """norms: of the gradients; those of the losses where none are given."""
+    pairs = zip(losses, losses if norms is None else norms, strict=True)
+    return [bool(guard.skips(torch.tensor(float(x)), torch.tensor(float(n)), i)) for i, (x, n) in enumerate(pairs)]
 
 
-def reference(losses, spike: float, window: int) -> list[bool]:
+def reference(losses, norms, spike: float, window: int) -> list[bool]:
     """The rule, read plainly."""
-    kept: list[float] = []
+    kept: list[tuple[float, float]] = []
     out = []
-    for x in losses:
+    for pair in zip(losses, norms, strict=True):
         recent = np.array(kept[-window:])
-        skip = not math.isfinite(x)
+        skip = not np.isfinite(pair).all()
         if not skip and 2 * len(recent) >= window:
-            spread = 1.4826 * np.median(np.abs(recent - np.median(recent)))
-            skip = bool(x - np.median(recent) > spike * spread)
+            median = np.median(recent, axis=0)
+            spread = 1.4826 * np.median(np.abs(recent - median), axis=0)
+            above = pair - median
+            skip = bool((above > spike * spread).all() or above[0] > 3 * spike * spread[0])
         out.append(skip)
         if not skip:
-            kept.append(x)
+            kept.append(pair)
     return out
 
 
@@ -45,14 +49,18 @@ def reference(losses, spike: float, window: int) -> list[bool]:
 def test_it_follows_the_rule(window):
     rng = np.random.default_rng(0)
     losses = rng.normal(1, 0.1, 300).astype(np.float32)
-    losses[rng.random(300) < 0.1] += 3
-    losses[[40, 41]] = np.nan, np.inf
-    expected = reference(losses.tolist(), 4.0, window)
-    assert judged(guard := Guard(GuardConfig(spike=4.0, window=window), CPU), losses) == expected
+    norms = rng.normal(5, 1, 300).astype(np.float32)
+    high = rng.random((2, 300)) < [[0.2], [0.3]]
+    losses[high[0]] += 1
+    losses[rng.random(300) < 0.05] += 3
+    norms[high[1]] += 50
+    losses[[40, 41]], norms[42] = (np.nan, np.inf), np.inf
+    expected = reference(losses.tolist(), norms.tolist(), 4.0, window)
+    assert judged(guard := Guard(GuardConfig(spike=4.0, window=window), CPU), losses, norms) == expected
     assert not any(expected[: window // 2])
-    assert 20 < sum(expected) < 60
-    assert int(guard.non_finite) == 2
-    assert int(guard.spikes) == sum(expected) - 2
+    assert 5 < sum(expected) < 60
+    assert int(guard.non_finite) == 3
+    assert int(guard.spikes) == sum(expected) - 3
     assert int(guard.seen) == 300 - sum(expected)
 
 
@@ -65,6 +73,15 @@ def test_a_loss_that_drifts_is_no_spike(drift):
     assert not any(judged(Guard(GuardConfig(), CPU), curve[drift] * (1 + noise)))
 
 
+def test_a_high_loss_with_an_ordinary_gradient_is_a_hard_batch_and_a_high_gradient_alone_is_clipped():
+    rng = np.random.default_rng(3)
+    losses, norms = rng.normal(1, 0.1, 200), rng.normal(5, 1, 200)
+    losses[150], norms[160] = 2, 1000
+    assert not any(judged(guard := Guard(GuardConfig(), CPU), losses, norms))
+    assert judged(guard, [2], [20]) == [True]
+    assert judged(guard, [5], [5]) == [True]  # beyond any hard batch
+
+
 def test_losses_that_are_all_the_same_differ_by_rounding():
     guard = Guard(GuardConfig(window=8), CPU)
     assert not any(judged(guard, [0.3] * 20 + [float(np.nextafter(np.float32(0.3), np.float32(1)))]))
@@ -74,7 +91,7 @@ def test_losses_that_are_all_the_same_differ_by_rounding():
 def test_a_gradient_norm_that_overflows_skips_and_no_spike_is_sought_when_off():
     guard = Guard(GuardConfig(spike=0.0, window=2), CPU)
     assert not any(judged(guard, [1.0, 1.1, 1.0, 1.1, 1e6]))
-    assert judged(guard, [1.0], norm=math.inf) == [True]
+    assert judged(guard, [1.0], [math.inf]) == [True]
     assert (int(guard.non_finite), int(guard.spikes), float(guard.worst)) == (1, 0, -math.inf)
 
 
@@ -175,7 +192,7 @@ def test_a_skipped_step_leaves_every_bit_and_the_run_goes_on_as_without_it(case)
         take(m, batch(step))
         take(other, batch(step))
     assert all(torch.equal(t, tensors(other)[name]) for name, t in tensors(m).items())
-    assert torch.equal(m.guard.losses, other.guard.losses)
+    assert torch.equal(m.guard.recent, other.guard.recent)
     assert not torch.equal(tensors(m)["head.linear1.weight"], before["head.linear1.weight"])
 
 

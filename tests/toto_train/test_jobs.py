@@ -152,6 +152,20 @@ def test_what_requeueing_depends_on_cannot_be_given(job):
     assert [p.split()[0] for p in error.value.problems] == ["slurm.signal", "slurm.nodes"]
 
 
+def test_gpus_that_contradict_the_run_are_refused(small_job):
+    job = prepare([*small_job, "parallel=ddp", "parallel.devices=2", "parallel.device=cuda"], ROOT / "configs")
+    for same in (
+        {"gpus-per-node": "h100:2"},
+        {"gres": "gpu:h100:2,nvme:1"},
+        {"gres": "gpu:2(S:0)"},
+        {"gres": "nvme:1"},
+    ):
+        write_sbatch(job, same, "python")
+    for other in ({"gpus-per-node": "4"}, {"gres": "gpu:h100:4"}, {"gpus": "2"}, {"gpus-per-task": "1"}):
+        with pytest.raises(ConfigError):
+            write_sbatch(job, other, "python")
+
+
 def test_a_run_that_cannot_go_on_is_refused_before_anything_is_made(small_job, tmp_path):
     with pytest.raises(ConfigError) as error:
         prepare([*small_job, "parallel=ddp", "fresh=true", "plan=true"], ROOT / "configs", grace=0)

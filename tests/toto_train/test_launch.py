@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from toto_train import launch
@@ -158,3 +159,33 @@ def test_a_second_run_of_a_name_leaves_the_settings_of_the_live_one(tmp_path):
             launch.launch(config)
     assert (tmp_path / "mine" / "launch.yaml").read_text() == text
     assert write_launch(config).read_text() != text
+
+
+@pytest.mark.parametrize("handled", [True, False])
+def test_the_first_process_of_a_container_can_be_asked_to_end(handled):
+    """A process 1 without a handler never gets the signal."""
+    code = f"""
+import os, time
+from toto_train.processes import end_as_init
+if {handled}:
+    end_as_init()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", code]
+    outside = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+    assert outside.stdout is not None
+    if not (pid := outside.stdout.readline().strip()):
+        outside.communicate()
+        pytest.skip("a namespace of processes is not permitted here")
+    assert pid == "1"
+    [first] = psutil.Process(outside.pid).children()
+    first.send_signal(signal.SIGTERM)
+    try:
+        assert outside.wait(timeout=60 if handled else 1) == 143
+        assert handled
+    except subprocess.TimeoutExpired:
+        assert not handled
+    finally:
+        outside.kill()
+        outside.communicate()

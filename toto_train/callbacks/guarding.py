@@ -48,7 +48,7 @@ def describe(config: Config, order: Order, last: int) -> str:
     sources = Counter(order.row(n).source for n in rows[-COUNTED:])
     which = "" if len(rows) <= COUNTED else f"of the last {COUNTED} "
     return (
-        f"steps {first} to {last} were skipped, as their losses or gradients were not finite or their losses were "
-        f"spikes. They saw rows {rows[0]} to {rows[-1]}; {which}these are: "
+        f"steps {first} to {last} were skipped, as their losses or gradients were not finite or were spikes. "
+        f"They saw rows {rows[0]} to {rows[-1]}; {which}these are: "
         + ", ".join(f"{source} {k}" for source, k in sources.most_common())
     )
