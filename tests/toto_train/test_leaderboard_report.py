@@ -26,7 +26,8 @@ def line(name: str, crps: float, frequency: str, variates: int, domains: list[st
     counts = {"points": 100, "absolute": 100.0}
     metrics = {"MAE[0.5]": 1.0, MASE: 2.0, CRPS: crps}
     return {
-        "configuration": name, "domain": str(domains), "num_variates": variates, "term": name.rsplit("/", 1)[1],
+        "configuration": name, "dataset": name[:3],
+        "domain": str(domains), "num_variates": variates, "term": name.rsplit("/", 1)[1],
         "frequency": frequency, "groups": {"domain": domains, "metric type": ["gauge"]}, "horizon": 48, "series": 3,
         "windows": 6, "forecasts": 10, "seconds": 0.5, "seconds_per_series": 0.05, "model": metrics,
         results.NAIVE: dict.fromkeys(metrics, 1.0),

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from toto_train.evaluation.leaderboards import boom, folders, gift_eval, job
 from toto_train.evaluation.leaderboards.benchmarks import Configuration, Options
 from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
 from toto_train.evaluation.leaderboards.measures import COLUMNS, pooled
-from toto_train.evaluation.leaderboards.windows import score
+from toto_train.evaluation.leaderboards.windows import Cut, Windows, score, side_by_side
+from toto_train.evaluation.tasks import Task
 from toto_train.forecast import Forecaster
 from toto_train.model.toto import Toto
 from toto_train.predictor import create_predictor
@@ -214,6 +216,70 @@ def test_each_variate_alone(tmp_path):
     split = score(guess, gift_eval.windows(configuration, Options(tmp_path, split=True), 4096))
     assert split.windows == 3 * kept.windows
     assert pooled(split, split.model) == pytest.approx(pooled(kept, kept.model), rel=1e-12)  # guess() sees no group
+
+
+class Mixed:
+    """A store in memory of series of any width and length; of an hour's interval."""
+
+    def __init__(self, shapes: list[tuple[int, int]]):
+        random = np.random.default_rng(0)
+        self.arrays = [random.normal(3, 1, shape).astype(np.float32) for shape in shapes]
+        self.rows = np.array([shape[::-1] for shape in shapes], [("length", "i8"), ("variates", "i8")])
+
+    def index(self, source: str) -> np.ndarray:
+        return self.rows
+
+    def values(self, source: str, i: int) -> np.ndarray:
+        return self.arrays[i]
+
+    def past_features(self, i: int) -> np.ndarray:
+        return np.empty((0, self.arrays[i].shape[1]), np.float32)
+
+
+def cut_from(store: Mixed, horizon: int, count: int, context: int) -> Windows:
+    starts = side_by_side(store.rows["length"].tolist(), count * horizon, horizon, count)
+    return Windows(store, Task("mixed", 3600.0, "short", ""), Cut("mixed", horizon, 24, starts, context))
+
+
+def test_batches_are_full_and_hold_no_padding_to_speak_of():
+    random = np.random.default_rng(0)
+    lengths = np.exp(random.uniform(np.log(300), np.log(5000), 120)).astype(int)
+    widths = random.choice([1, 1, 1, 4, 16], 120)
+    windows = cut_from(Mixed(list(zip(widths.tolist(), lengths.tolist(), strict=True))), 24, 3, 2048)
+    calls = []
+
+    def forecaster(contexts: np.ndarray, horizon: int) -> np.ndarray:
+        calls.append(contexts.shape)
+        return guess(contexts, horizon)
+
+    most = 2**17
+    rows = score(forecaster, windows, most)
+    assert len(rows.variate) == windows.windows["variates"].sum()
+    assert all(n == 1 or n * v * (c + 24) <= most for n, v, c in calls)
+    real = (windows.windows["variates"] * windows.windows["context"]).sum()
+    assert sum(n * v * c for n, v, c in calls) <= 1.1 * real
+    # no call could take in the next one of its shape: as few as there can be
+    shapes = [shape[1:] for shape in calls]
+    for shape in set(shapes):
+        each = shape[0] * (shape[1] + 24)
+        total = sum(call[0] for call in calls if call[1:] == shape)
+        assert shapes.count(shape) == -(-total // max(1, most // each))
+
+
+def test_memory_is_bounded_on_a_wide_item():
+    """One window is held, its context, label and two sets of quantiles, whatever the number of windows and steps; of
+    each row nothing stays but its sums, some 80 numbers."""
+    context, horizon = 2048, 48
+    window = 112 * (context + horizon + 2 * 9 * horizon) * 4
+    held = []
+    for length, count in ((5_000, 2), (40_000, 10)):
+        windows = cut_from(Mixed([(112, length)]), horizon, count, context)
+        tracemalloc.start()
+        score(guess, windows, 2**16)  # less than one window: one at a time
+        held.append(tracemalloc.get_traced_memory()[1] - 112 * count * 80 * 8)
+        tracemalloc.stop()
+    assert max(held) < 4 * window, held
+    assert held[1] < 1.1 * held[0], held
 
 
 def test_a_limit_takes_the_same_windows_every_time(tmp_path):

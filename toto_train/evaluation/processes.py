@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+PATIENCE = 20.0
+"""Seconds for a process without work to end in."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -68,10 +70,12 @@ def share(make: Callable[[int], Callable[[T], R]], items: Sequence[T], count: in
                     pipe.send(following)
                     break
                 yield item, result
+        for pipe, process in processes.items():
+            pipe.close()  # they end by themselves, and clear up
+            process.join(PATIENCE)
     finally:
         for process in processes.values():
             process.terminate()
-        for process in processes.values():
             process.join()
 
 

@@ -180,6 +180,7 @@ def scored(
     rows = score(forecaster, windows, max_points)
     return {
         "configuration": c.name,
+        "dataset": c.folder,
         "domain": c.domain,
         "num_variates": c.num_variates,
         "term": c.term,

@@ -25,6 +25,7 @@ CURVES = 300
 """Most thin lines in the plot of calibration."""
 ROWS = 600
 """Most configurations in the table: half of them the best, half the worst, where there are more."""
+TITLES = {"frequency": "interval", "variates": "number of variates"}
 _LONG = {"CRPS": "CRPS (weighted quantile loss)", "SQL": "scaled quantile loss", "WQL": "weighted quantile loss"}
 
 
@@ -61,7 +62,7 @@ def _headline(board: Board) -> str:
 
 def _once(lines: Sequence[Mapping[str, Any]], key: str) -> list[int]:
     """Of every dataset, whatever its terms."""
-    return [*{line["configuration"].rsplit("/", 1)[0]: line[key] for line in lines}.values()]
+    return [*{line["dataset"]: line[key] for line in lines}.values()]
 
 
 def _tile(title: str, value: str, note: str, strip: str = "") -> str:
@@ -101,31 +102,28 @@ def _colours(board: Board) -> dict[str, int]:
 def _standing(board: Board) -> str:
     """Scores of all forecasters in order, and how they rank over configurations."""
     colours, cards = _colours(board), []
-    for k, metric in enumerate(board.ratios):
+    for metric in board.ratios:
         overall, intervals = board.overall(metric), board.summary.get(metric, {}).get("forecasters", {})
-        rungs = [
-            Rung(
-                name,
-                float(overall[name]),
-                1 - intervals[name]["skill_score_upper"] if name in intervals else math.nan,
-                1 - intervals[name]["skill_score_lower"] if name in intervals else math.nan,
-                colours.get(name),
-                name == board.model,
-            )
-            for name in map(str, overall.index)
-        ]
+        rungs = []
+        for name in map(str, overall.index):
+            low, high = math.nan, math.nan
+            if name in intervals and name != board.naive:
+                low, high = (1 - intervals[name][f"skill_score_{end}"] for end in ("upper", "lower"))
+            rungs.append(Rung(name, float(overall[name]), low, high, colours.get(name), name == board.model))
         if metric in ("CRPS", "MASE"):
             at = 0 if metric == "MASE" else 1
             rungs += [Rung(name, pair[at], note="published") for name, pair in board.published.items()]
-        if k < 2 or not board.published:
-            cards.append(ladder(f"Relative {_LONG.get(metric, metric)}", rungs))
+        cards.append(ladder(f"Relative {_LONG.get(metric, metric)}", rungs))
+    kind = "pair" if len(cards) == 2 else "triple"
     lead = "Below 1 is better than Seasonal Naive."
+    if board.benchmark.higher:
+        lead += " 1 less these is the skill score, with its 95% interval over tasks."
     if board.published:
         lead += " Published scores are of the whole benchmark and not measured here."
     plots = [_ranks(board, colours), _ratios(board)]
     return (
         f'<section><h2>Beside other forecasters</h2><p class="lead">{lead}</p>'
-        f'<div class="pair">{"".join(cards)}</div><div class="pair below">{"".join(plots)}</div></section>'
+        f'<div class="{kind}">{"".join(cards)}</div><div class="pair below">{"".join(plots)}</div></section>'
     )
 
 
@@ -151,20 +149,19 @@ def _ranks(board: Board, colours: Mapping[str, int]) -> str:
 
 def _ratios(board: Board) -> str:
     """The model's ratio in every configuration, by domain, or by what else there is."""
-    kind = next((k for k in ("domain", "frequency", "term") if k in board.groups), None)
-    groups = board.groups[kind] if kind else {"all": board.counted}
+    kind = next((k for k in ("domain", "frequency", "term") if k in board.groups), "")
+    groups = board.groups[kind] if kind else {"": board.counted}
     rows = []
     table = board.ratios[board.main][board.model]
     for name, lines in groups.items():
         names = [line["configuration"] for line in lines]
         mean = float(board.overall(board.main, names)[board.model])
-        shown = group_name(kind, name) if kind else name
+        shown = group_name(kind, name)
         rows.append((mean, Spread(shown, table[names].to_numpy(float), mean, fixed(mean), ACCENT)))
     rows.sort(key=lambda row: row[0] if math.isfinite(row[0]) else math.inf)
     plot = distributions.spreads([row for _, row in rows], "ratios", f"{board.main}, Seasonal Naive = 1")
-    caption = f"<figcaption>Where it is better<i>every configuration, by {kind or 'nothing'}</i></figcaption>"
-    if kind is None:
-        caption = "<figcaption>Where it is better<i>every configuration</i></figcaption>"
+    by = f", by {TITLES.get(kind, kind)}" if kind else ""
+    caption = f"<figcaption>Where it is better<i>every configuration{by}</i></figcaption>"
     return f'<figure class="card">{caption}{plot}</figure>'
 
 
@@ -172,7 +169,7 @@ def _breakdown(board: Board) -> str:
     names, metrics = board.forecasters(FORECASTERS), list(board.ratios)[:2]
     kinds: dict[str, dict[str, Group]] = {}
     for kind, groups in board.groups.items():
-        title = {"frequency": "interval", "variates": "number of variates"}.get(kind, kind)
+        title = TITLES.get(kind, kind)
         kinds[title] = {}
         for group in sorted(groups, key=lambda g: _place(kind, g)):
             lines = groups[group]
