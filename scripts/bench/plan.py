@@ -2,7 +2,8 @@
 
 Held: tensors that torch allocates from the making of the model to the end of a step, by its profiler, and the batch,
 which numpy allocates; the interpreter and libraries are not in it. Sent: collectives of a gloo trace. Both are of later
-steps than the first of a run through Lightning that accumulates over micro batches; batches need both masks.
+steps than the first of a run through Lightning that accumulates over micro batches; batches need both masks. On a CPU
+the plan has a part for the copies that gloo makes of messages.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ HELD = {
     "fsdp2 alone": ["parallel=fsdp2"],
     "fsdp2 alone, bf16_master": ["parallel=fsdp2", "parallel.precision=bf16_master"],
 }
-HELD_BY_TWO = {"ddp": ["parallel=ddp"], "fsdp2": ["parallel=fsdp2"]}
+HELD_BY_TWO = {
+    "ddp": ["parallel=ddp"],
+    "fsdp2": ["parallel=fsdp2"],
+    "fsdp2, bf16_master": ["parallel=fsdp2", "parallel.precision=bf16_master"],
+    "hsdp 2 x 1": ["parallel=hsdp", "parallel.shards=1"],
+}
 SENT = {
     "ddp": (2, ["parallel=ddp"]),
     "fsdp2": (2, ["parallel=fsdp2"]),
     "fsdp2, bf16_master": (2, ["parallel=fsdp2", "parallel.precision=bf16_master"]),
+    "hsdp 2 x 1": (2, ["parallel=hsdp", "parallel.shards=1"]),
     "hsdp 2 x 2": (4, ["parallel=hsdp", "parallel.shards=2"]),
 }
 

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from toto_train.checkpoint import state_of
+from toto_train.checkpoint_storage import HostCopy
 from toto_train.cli import config_from_overrides
 from toto_train.config import ConfigError
 from toto_train.hardware import GPUS, name_of
+from toto_train.parallel import build, make_optimizer
 from toto_train.planning.advice import changed, remedies
+from toto_train.planning.describe import saved_bytes
 from toto_train.planning.estimate import estimate
 from toto_train.planning.scaling import scaling, spread, table
+from toto_train.ranks import ALONE
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 N = 348_480  # nano's parameters
@@ -39,6 +44,35 @@ def test_shards_are_gathered_twice_a_micro_batch_and_their_gradients_summed():
     assert least["all-gather", "forward"] == 4 * 3 / 4 * 4 * N  # four micro batches, fp32
     assert least["all-gather", "backward"] == 4 * 3 / 4 * layers  # the root's weights stay
     assert least["reduce-scatter", "backward"] == 4 * 3 / 4 * 4 * N
+
+
+def test_one_shard_with_copies_sends_updates_as_copies_do():
+    modes = [["parallel=hsdp", "parallel.shards=1"], ["parallel=ddp"]]
+    plans = [priced(*mode, "parallel.devices=4", "micro_rows=1", "global_rows=16") for mode in modes]
+    one, copies = ({m.what: m for m in e.messages}["updates"] for e in plans)
+    assert one == copies
+    assert plans[0].memory.update.total == plans[1].memory.update.total
+
+
+def test_gloo_copies_messages_on_a_cpu_and_nothing_does_on_gpus():
+    few = ["data.variates=1", "micro_rows=1", "global_rows=2", "parallel.devices=2"]
+    here = [*few, "hardware.gpu=auto", "parallel.device=cpu"]
+    gathered, updates = (priced(*here, f"parallel={mode}").memory for mode in ("fsdp2", "ddp"))
+    assert gathered.forward.copies > 0
+    assert gathered.update.copies == 0  # all-to-alls are written in place
+    assert updates.update.copies >= 2 * MATRICES  # bf16
+    for mode in ("fsdp2", "ddp"):
+        assert all(held.copies == 0 for held in priced(*few, f"parallel={mode}").memory.moments.values())
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_save_beside_training_takes_the_main_memory_that_was_planned(asynchronous):
+    e = priced(f"checkpoint.asynchronous={str(asynchronous).lower()}")
+    model = build(e.config, ALONE)
+    buffers: dict = {}
+    HostCopy(state_of(model, make_optimizer(e.config, model)), buffers if asynchronous else None)
+    copied = sum(t.numel() * t.element_size() for t in buffers.values())
+    assert copied == pytest.approx(saved_bytes(e), rel=1e-3)  # counts of steps besides
 
 
 def test_nothing_is_sent_where_there_is_one_rank():

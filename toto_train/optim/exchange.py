@@ -182,11 +182,11 @@ class Gather(Bucket):
         empty = partial(torch.empty, dtype=torch.uint8, device=self.device)
         self.message, self.everyone = empty(self.length), empty(self.layout.world * self.length)
         _fill(_views(self.message, self.specs[self.layout.rank]), [t for o, c, v in self.results for t in (v, c, o)])
+        del self.results  # before gloo makes its copy of the messages
         with record_function("exchange"):
             self.handle = dist.all_gather_into_tensor(
                 self.everyone, self.message, group=self.layout.group, async_op=True
             )
-        del self.results
 
     def finish(self) -> Iterator[Result]:
         with record_function("exchange"):

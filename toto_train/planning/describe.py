@@ -26,6 +26,7 @@ PARTS = {
     "temporaries": "temporaries",
     "communication": "communication buffers",
     "exchange": "optimizer's temporaries",
+    "copies": "gloo's copies",
 }
 """Fields of `Held` in words."""
 
@@ -55,6 +56,14 @@ def loader_bytes(config: Config) -> int:
     return rows * config.data.variates * (6 * config.data.length + 8)
 
 
+def saved_bytes(priced: Estimate) -> int:
+    """Main memory of a rank for the copy of its weights and state that a thread writes beside training, from the first
+    save on; 0 without such a copy. Of DeepSpeed's, which gathers weights to save them, nothing is said."""
+    c, held = priced.config, priced.memory.update
+    copies = c.checkpoint.asynchronous and c.parallel.mode != "deepspeed"
+    return held.weights + held.optimizer + held.average if copies else 0
+
+
 def _facts(priced: Estimate) -> str:
     c, p = priced.config, priced.counts
     m, d, par = c.model, c.data, c.parallel
@@ -78,6 +87,8 @@ def _facts(priced: Estimate) -> str:
         ("FLOPs per step", f"{p.flops_per_step:.3e} (6 N patches {p.matmul_flops:.3e} + attention "
                            f"{p.attention_flops:.3e})"),
         ("loader", f"{d.workers} processes a rank, {loader_bytes(c) / 2**20:,.0f} MiB of batches kept ready"),
+        *([("saves", f"{saved_bytes(priced) / 2**20:,.0f} MiB of main memory a rank, for a copy written beside "
+                     "training")] if saved_bytes(priced) else []),
         ("run", f"{steps:,} steps: {steps * p.slots_per_step:.3e} points, {steps * p.flops_per_step:.3e} FLOPs"),
     ])  # fmt: skip
 

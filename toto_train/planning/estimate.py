@@ -113,8 +113,9 @@ def estimate(config: Config, target: Target | None = None) -> Estimate:
     if choice == "auto" and target.gpu is not None:
         choice = "bf16" if target.gpu.bf16 else "fp32"
     dtype = resolve_dtype(choice, torch.device("cpu" if target.on_cpu or target.gpu is not None else "cuda"))
-    together = layout.weights if layout.gathered else layout.world
-    update = exchange(config, layout.shapes, together, layout.gathered, dtype, "cpu" if target.on_cpu else "cuda")
+    cut = layout.gathered and layout.weights > 1  # hsdp with one shard copies matrices, as ddp does
+    together = layout.weights if cut else layout.world
+    update = exchange(config, layout.shapes, together, cut, dtype, "cpu" if target.on_cpu else "cuda")
     sent = messages(config, layout, update)
     held = memory(config, layout, update, on_cpu=target.on_cpu)
     flops, repeated = counts.flops_per_step, repeated_flops(config, counts)

@@ -27,6 +27,8 @@ class Exchange:
     """Bytes that a rank must send on average: updates to their owners (sharded) and back."""
     held: int = 0
     """Most bytes it holds meanwhile beside weights, gradients and state."""
+    copies: int = 0
+    """And then of messages, made by gloo: it gathers into memory of its own, where NCCL writes in place."""
     momentum: int = 0
     """Entries of the momenta of what it owns, and of their second moments by row."""
     rows: int = 0
@@ -53,11 +55,13 @@ def exchange(
     buckets = make_buckets(blocks, config.optimizer.normuon.bucket_mib * 2**20)
     whole = dtype.itemsize * sum(math.prod(b.shape) for b in blocks)
     others = whole * (world - 1) / world
+    most, copies = _most_held(buckets)
     owned = [b for b in blocks if b.owned]
     return Exchange(
         sent=sum(map(_sent, buckets)),
         least=2 * others / world if sharded else others,
-        held=_most_held(buckets),
+        held=most,
+        copies=copies,
         momentum=sum(math.prod(b.shape) for b in owned),
         rows=sum(b.shape[0] for b in owned),
         flops=sum(orthogonalize_flops(*b.shape) for b in owned),
@@ -95,18 +99,19 @@ def _sent(bucket: Bucket) -> int:
     return (bucket.layout.world - 1) * bucket.length if isinstance(bucket, Gather) else 0
 
 
-def _most_held(buckets: list[Bucket]) -> int:
-    """As `NorMuonAdamW._normuon_step` passes buckets through: one starts, the one before works, the one before ends."""
+def _most_held(buckets: list[Bucket]) -> tuple[int, int]:
+    """(bytes, those of gloo's copies besides) at the fullest moment, as `NorMuonAdamW._normuon_step` passes buckets
+    through: one starts, the one before works, the one before ends."""
     nothing = _Stages(0, 0, 0, 0, 0)
     stages = [nothing, nothing, *map(_stages, buckets), nothing, nothing]
-    return max(_together(stages))
+    return max(_together(stages), key=sum)
 
 
-def _together(stages: list[_Stages]) -> Iterator[int]:
+def _together(stages: list[_Stages]) -> Iterator[tuple[int, int]]:
     for last, before, now in zip(stages, stages[1:], stages[2:], strict=False):
-        yield now.starting + before.started + last.worked
-        yield now.started + before.working + last.worked
-        yield now.started + before.worked + last.finishing
+        yield now.starting + before.started + last.worked, last.copies
+        yield now.started + before.working + last.worked, last.copies
+        yield now.started + before.worked + last.finishing, before.copies
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class _Stages:
     working: int
     worked: int
     finishing: int
+    copies: int = 0
+    """Gloo's, of what is on its way after the work."""
 
 
 def _stages(bucket: Bucket) -> _Stages:
@@ -139,7 +146,8 @@ def _stages(bucket: Bucket) -> _Stages:
     if isinstance(bucket, Gather):
         message = (1 + bucket.layout.world) * bucket.length
         mine = FLOAT * sum(owned)
-        return _Stages(updates, mine, results + max(mine + products, message), message, message + apply)
+        copies = bucket.layout.world * bucket.length if bucket.device.type == "cpu" else 0
+        return _Stages(updates, mine, results + max(mine + products, message), message, message + apply, copies)
     return _Stages(updates, updates, updates + results + products, results, results + apply)
 
 

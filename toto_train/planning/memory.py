@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from toto_train.config import Config
 from toto_train.model.toto import QUANTILES
 from toto_train.planning.activations import Activations
 from toto_train.planning.exchange import Exchange
-from toto_train.planning.layout import FLOAT, Layout, padded, share
+from toto_train.planning.layout import FLOAT, Layout, Shape, padded, share
 
 DEEPSPEED_BUCKETS = 2 * 50_000_000 * FLOAT
 """Bytes of gradients that DeepSpeed collects before it sends them, and of those on their way."""
@@ -33,6 +33,8 @@ class Held:
     """Whole weights and gradients of what is sharded, messages with them; gradients beside DDP's buckets."""
     exchange: int = 0
     """Temporaries of the optimizer, and its messages."""
+    copies: int = 0
+    """Of messages, on a CPU: gloo gathers into memory of its own, and sums gradients in a copy, where NCCL does not."""
 
     def __add__(self, other: Held) -> Held:
         return Held(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -74,7 +76,8 @@ def memory(config: Config, layout: Layout, update: Exchange, masks: bool = True,
         max((always + held for held in moments), key=lambda held: held.total)
         for moments in (step.forward(), step.backward())
     )
-    return Memory(forward, backward, replace(always, gradients=step.gradients, exchange=update.held))
+    ended = replace(always, gradients=step.gradients, exchange=update.held, copies=update.copies)
+    return Memory(forward, backward, ended)
 
 
 def optimizer_bytes(config: Config, layout: Layout, update: Exchange) -> int:
@@ -104,6 +107,8 @@ class _Step:
         self.several = config.accumulation > 1
         self.copied = p.mode == "ddp" and config.world > 1
         """DDP's gradients lie in its buckets; those of micro batches before the last one are made beside them."""
+        self.gloo = activations.on_cpu and layout.gathered and layout.weights > 1
+        """Whether gloo carries weights and gradients, and copies them."""
 
     def forward(self) -> Iterator[Held]:
         """The head, the loss, the last layer; the gradients of the step or micro batch before are still there."""
@@ -113,10 +118,14 @@ class _Step:
         yield self._held(a.saved, a.scoring, self._root)
         again = a.stream() + a.hidden(3) if a.recomputed == self.layers else 0
         layer = a.stream() + a.hidden() + self.d * self.f * self.low + again
-        yield self._held(a.saved - a.loss - a.head, layer, self._root + self._layer + self._message)
+        kept = a.saved - a.loss - a.head
+        yield self._held(kept, layer, self._root + self._layer + self._message)
+        if self.gloo:  # the last layer's weights come: their message, gloo's copy, and the message before
+            kept -= a.kept(self.layers - 1)
+            yield self._held(kept, a.stream(), self._root + 2 * self._message, copies=self._message)
 
     def backward(self) -> Iterator[Held]:
-        """The loss, the head, every layer, and where gradients are sharded what becomes of those of a layer."""
+        """The loss, the head, every layer, and where weights are gathered its end and the sum of its gradients."""
         a, layout = self.a, self.layout
         head = 4 * self.d * (self.d + self.outputs) + self.d * self.outputs
         yield self._held(a.saved, a.outputs * FLOAT, self._root + self._message, 0)
@@ -129,21 +138,39 @@ class _Step:
             whole = self._root + self.weight * head * layout.gathered + self._layer + (self._message if i else 0)
             sent = self._reduced if i + 1 < self.layers else 0
             yield self._held(a.below(i), a.through_layer(i) + new, whole + sent, done)
+            if self.gloo and i:  # the next layer's weights begin to come
+                yield self._held(a.below(i), a.stream(), whole + sent, done, copies=self._message)
+            if layout.gathered:  # all gradients of the layer are made, those of queries, keys and values last
+                kept, queries = a.below(i) - a.layer(i), self.d**2 * (3 * a.itemsize + FLOAT)
+                yield self._held(kept, a.stream(6) + queries, whole + self._layer + sent, done)
+                yield self._held(kept, a.stream(), whole - self._layer, done) + self._reducing(layout.layer)
             done += FLOAT * share(layout.layer, layout.gradients)
-            if layout.gathered:
-                made = self._layer + self._reduced + FLOAT * share(layout.layer, layout.gradients)
-                yield self._held(a.below(i) - a.layer(i), a.stream(), whole - self._layer + made, done)
         if layout.gathered:
-            sent = FLOAT * (padded(layout.root, layout.weights) + share(layout.root, layout.weights))
-            yield self._held(0, 0, 2 * self._root + sent, done)
+            yield self._held(a.embedding, a.stream(5), 2 * self._root + self._reduced, done)
+            yield self._held(0, 0, 0, done) + self._reducing(layout.root)
 
-    def _held(self, activations: int, temporaries: int, communication: int, new: int | None = None) -> Held:
+    def _reducing(self, shapes: Sequence[Shape]) -> Held:
+        """Summed gradients of a layer or the root: the message to other ranks, and what comes of it. The weights, and
+        the gradients as they were made, are gone."""
+        message = FLOAT * padded(shapes, self.layout.weights)
+        own = FLOAT * share(shapes, self.layout.gradients)
+        return Held(communication=message + own, copies=message if self.gloo else 0)
+
+    def _held(
+        self, activations: int, temporaries: int, communication: int, new: int | None = None, copies: int = 0
+    ) -> Held:
         """new: bytes of gradients that this backward pass has made so far; None in a forward pass, where those of the
         micro batch or step before are still there."""
         gradients = self.gradients if new is None or self.several or self.copied else new
         if self.copied and self.several:
             communication += self.gradients - (new or 0)
-        return Held(gradients=gradients, activations=activations, temporaries=temporaries, communication=communication)
+        return Held(
+            gradients=gradients,
+            activations=activations,
+            temporaries=temporaries,
+            communication=communication,
+            copies=copies,
+        )
 
     @property
     def _root(self) -> int:
@@ -161,5 +188,5 @@ class _Step:
 
     @property
     def _reduced(self) -> int:
-        """The gradients of a layer as they go to other ranks."""
+        """The gradients of a layer as they go to other ranks; the message stays until that of the next layer."""
         return FLOAT * padded(self.layout.layer, self.layout.weights) * self.layout.gathered

@@ -77,7 +77,8 @@ def _sharded(config: Config, layout: Layout, update: Exchange) -> Iterator[Messa
     if replicas.ranks > 1:
         here, least = FLOAT * padded([*stack, *root], shards.ranks) // shards.ranks, FLOAT * numel(layout.every)
         yield _sum("shards of gradients", times * here, times * least / shards.ranks, replicas, times * (layers + 1))
-    yield Message("all-to-all", "updates", "update", update.sent, update.least, shards, update.calls)
+    kind, group = ("all-to-all", shards) if shards.ranks > 1 else ("all-gather", replicas)  # whole, as ddp has them
+    yield Message(kind, "updates", "update", update.sent, update.least, group, update.calls)
 
 
 def _zero(config: Config, layout: Layout, update: Exchange) -> Iterator[Message]:
