@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toto_train.checkpoint import state_of
-from toto_train.checkpoint_storage import HostCopy
+from toto_train.checkpoint_copy import HostCopy
 from toto_train.cli import config_from_overrides
 from toto_train.config import ConfigError
 from toto_train.hardware import GPUS, name_of
@@ -73,6 +73,12 @@ def test_a_save_beside_training_takes_the_main_memory_that_was_planned(asynchron
     HostCopy(state_of(model, make_optimizer(e.config, model)), buffers if asynchronous else None)
     copied = sum(t.numel() * t.element_size() for t in buffers.values())
     assert copied == pytest.approx(saved_bytes(e), rel=1e-3)  # counts of steps besides
+
+
+@pytest.mark.parametrize("mode", [["ddp"], ["ddp", "optimizer.normuon.replicated_state=owner"], ["fsdp2"]])
+def test_ranks_divide_the_copy_of_a_save(mode):
+    several = priced(f"parallel={mode[0]}", *mode[1:], "parallel.devices=4", "micro_rows=1", "global_rows=16")
+    assert saved_bytes(several) == pytest.approx(saved_bytes(priced()) / 4, rel=1e-6)
 
 
 def test_nothing_is_sent_where_there_is_one_rank():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
@@ -13,7 +13,8 @@ from toto_train.hardware import GPUS
 from toto_train.model.toto import QUANTILES
 from toto_train.planning.advice import remedies, room
 from toto_train.planning.estimate import GIB, RESERVE, SLACK, Estimate, Target, estimate
-from toto_train.planning.memory import Held
+from toto_train.planning.layout import Layout
+from toto_train.planning.memory import Held, memory
 
 TRAINERS = {"normuon": "NorMuon", "deepspeed_muon": "DeepSpeed's Muon", "adamw": "AdamW"}
 PARTS = {
@@ -57,11 +58,15 @@ def loader_bytes(config: Config) -> int:
 
 
 def saved_bytes(priced: Estimate) -> int:
-    """Main memory of a rank for the copy of its weights and state that a thread writes beside training, from the first
-    save on; 0 without such a copy. Of DeepSpeed's, which gathers weights to save them, nothing is said."""
-    c, held = priced.config, priced.memory.update
-    copies = c.checkpoint.asynchronous and c.parallel.mode != "deepspeed"
-    return held.weights + held.optimizer + held.average if copies else 0
+    """Main memory of a rank for the copy of weights and state that a thread writes beside training, from the first save
+    on: ranks divide a checkpoint evenly. 0 without such a copy. Of DeepSpeed's, which gathers weights to save them,
+    nothing is said."""
+    c = priced.config
+    if not c.checkpoint.asynchronous or c.parallel.mode == "deepspeed":
+        return 0
+    one = replace(c, parallel=replace(c.parallel, mode="single", devices=1, nodes=1))
+    whole = memory(one, Layout.of(one), priced.update).update
+    return (whole.weights + whole.optimizer + whole.average) // c.world
 
 
 def _facts(priced: Estimate) -> str:
