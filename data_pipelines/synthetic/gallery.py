@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.counts import envelope
-from data_pipelines.report_parts import interval, picture, plural, write_page
+from data_pipelines.report_parts import extent, interval, picture, plural, write_page
 from data_pipelines.series import Series
 from data_pipelines.sources.files import FileSource
 from data_pipelines.synthetic import prior
@@ -79,7 +79,8 @@ def _section(title: str, items: Sequence[Series], kind: str = "") -> str:
 
 
 def _card(item: Series, kind: str) -> str:
-    pictures = "".join(picture(envelope(row), kind) for row in item.values[:MOST_VARIATES])
+    shown = item.values[:MOST_VARIATES]
+    pictures = "".join(f"<div title='{extent(row.tolist())}'>{picture(envelope(row), kind)}</div>" for row in shown)
     what = f"{plural(item.variates, 'variate')} × {item.length:,} × {interval(item.interval)}"
     name = item.item_id if item.domain == "synthetic" else item.source
     own = item.variate_names[:1] != ("v0",)
