@@ -44,7 +44,7 @@ SENT = {
 def compare_held(overrides: list[str], world: int = 1) -> dict[str, tuple[int, int]]:
     """(measured, planned) bytes of a rank at the fullest moment of forward passes, backward passes and update."""
     priced = estimate(config([*overrides, f"parallel.devices={world}"]))
-    found = held(measure(overrides, world, 5, memory=True).events)
+    found = held(measure(overrides, world, 3, memory=True).events)
     return {name: (found[name] + moment.batch, moment.total) for name, moment in priced.memory.moments.items()}
 
 
