@@ -224,6 +224,8 @@ def test_context_is_counted_as_the_official_package_does(asked, data):
         ({"engine": "gluonts"}, "engine= is for tasks=local"),
         ({"precision": "half"}, "precision='half' must be one of fp32, bf16"),
         ({"tasks.include": "wind*"}, "no configuration is left of 3 such as electricity/D/short"),
+        ({"tasks.path": "nowhere"}, "tasks.path=nowhere is no folder; give that of the datasets of GIFT-Eval"),
+        ({"processes": 0}, "processes=0 must be positive"),
         ({"tasks.terms": "huge"}, "'huge' is not one of short, medium, long"),
         ({"against": "nowhere"}, "against=nowhere holds no"),
     ],
