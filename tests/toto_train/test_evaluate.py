@@ -114,6 +114,7 @@ def test_scores_in_bf16_are_near_those_in_fp32(asked):
         assert low.overall[metric].value == pytest.approx(o.value, rel=0.02)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_rows(asked):
     out = asked.out.with_name("two")
     job.run(asked)

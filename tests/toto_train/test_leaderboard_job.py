@@ -122,15 +122,15 @@ def test_a_killed_evaluation_goes_on_where_it_was(asked, monkeypatch):
     assert [line["configuration"] for line in lines] == ["electricity/D/short", "ett1/W/short", "hospital/M/short"]
 
 
-def test_processes_give_the_same_tables(asked, monkeypatch):
+@pytest.mark.slow
+def test_processes_give_the_same_tables(asked):
     job.run(asked)
     two = dataclasses.replace(asked, out=asked.out.with_name("two"), processes=2)
     job.run(two)
     for table in ("small/all_results.csv", "seasonal_naive/all_results.csv"):
         assert (two.out / table).read_bytes() == (asked.out / table).read_bytes()
-    monkeypatch.setattr(job, "weights_hash", lambda model: "of another model")
     with pytest.raises(ValueError, match="has changed while it was being scored"):
-        job.run(dataclasses.replace(two, out=asked.out.with_name("three")))
+        job.forecaster_of(asked.model, "best", "hash of other weights", "cpu", "fp32", rank=1)
 
 
 @pytest.mark.slow
@@ -224,6 +224,8 @@ def test_context_is_counted_as_the_official_package_does(asked, data):
         ({"engine": "gluonts"}, "engine= is for tasks=local"),
         ({"precision": "half"}, "precision='half' must be one of fp32, bf16"),
         ({"tasks.include": "wind*"}, "no configuration is left of 3 such as electricity/D/short"),
+        ({"tasks.path": "nowhere"}, "tasks.path=nowhere is no folder; give that of the datasets of GIFT-Eval"),
+        ({"processes": 0}, "processes=0 must be positive"),
         ({"tasks.terms": "huge"}, "'huge' is not one of short, medium, long"),
         ({"against": "nowhere"}, "against=nowhere holds no"),
     ],

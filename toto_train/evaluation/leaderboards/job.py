@@ -134,6 +134,8 @@ def from_hub(benchmark: Benchmark) -> Path:
 
 
 def _chosen(job: LeaderboardJob, benchmark: Benchmark) -> list[Configuration]:
+    if not job.options.path.is_dir():
+        raise ValueError(f"tasks.path={job.options.path} is no folder; give that of the datasets of {benchmark.title}")
     found = benchmark.configurations(job.options.path, Path(job.list_of_tasks) if job.list_of_tasks else None)
     kept = [
         c
