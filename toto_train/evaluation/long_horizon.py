@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import count, product
 from pathlib import Path
 
 import numpy as np
@@ -125,9 +126,10 @@ def run(job: LongHorizonJob) -> dict[str, Scores]:
     with open_out(job.out, {"models": paths}, request, job.replace):
         found: dict[str, Scores] = {}
         with progress_bar(2 * len(names) * len(job.horizons), "long horizons") as advance:
-            for n, (name, (model, _, _)) in enumerate(zip(names, loaded, strict=True)):
-                done = 2 * n * len(job.horizons)
-                found[name] = _scores(job, model.to(device), device, contexts[name], lambda k, at=done: advance(at + k))
+            done = count(1)
+            for name, (model, _, _) in zip(names, loaded, strict=True):
+                model.to(device)
+                found[name] = _scores(job, model, device, contexts[name], lambda: advance(next(done)))
                 model.cpu()
         result = {**request, "scores": found, "published_r": PUBLISHED_R}
         write_text(job.out / "long_horizon.json", json.dumps(without_nan(result), indent=2, allow_nan=False))
@@ -136,7 +138,7 @@ def run(job: LongHorizonJob) -> dict[str, Scores]:
     return found
 
 
-def _scores(job: LongHorizonJob, model: Toto, device: str, context: int, advance: Callable[[int], None]) -> Scores:
+def _scores(job: LongHorizonJob, model: Toto, device: str, context: int, advance: Callable[[], None]) -> Scores:
     """Of one model."""
     ways = {
         "one pass": Forecaster(model, device, precision=job.precision),
@@ -144,9 +146,9 @@ def _scores(job: LongHorizonJob, model: Toto, device: str, context: int, advance
     }
     values = sinusoids(job.series, context + max(job.horizons), job.seed)
     found: Scores = {way: {} for way in ways}
-    for n, (way, horizon) in enumerate((w, h) for w in ways for h in job.horizons):
+    for way, horizon in product(ways, job.horizons):
         found[way][horizon] = measure(ways[way], values, context, horizon, job.max_points)
-        advance(n + 1)
+        advance()
     return found
 
 

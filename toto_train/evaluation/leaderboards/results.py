@@ -110,11 +110,11 @@ def write_folder(
         writer.writeheader()
         writer.writerows(rows)
     kind = "statistical" if key == NAIVE else "pretrained"
-    file = folder / "config.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    path = folder / "config.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
     config = {"model": name, "model_type": kind, "model_dtype": dtype}
     config |= {field: before.get(field, "") for field in SUBMITTER}
-    write_text(file, json.dumps(config, indent=4))
+    write_text(path, json.dumps(config, indent=4))
 
 
 def write_scores(
