@@ -192,7 +192,7 @@ def test_a_search_survives_the_death_of_its_worker(small_job, tmp_path):
     command[1] = str(copy / "scripts" / "search.py")
     environment = os.environ | {"PYTHONPATH": str(copy)}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not [p for p in out.glob("runs/*/checkpoints/latest") if p.parents[1].name != "base-s0"]:
         assert time.monotonic() < deadline
         assert first.poll() is None
