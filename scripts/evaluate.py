@@ -10,6 +10,7 @@ tasks=gift_eval|boom|boomlet|fev|time  a leaderboard by its own protocol, from i
             tasks.include= tasks.exclude= (globs of configurations, 'electricity/*')   tasks.terms= (default: all)
             tasks.groups=keep|split   tasks.context=0 (the benchmark's)   against=DIR (MODEL/all_results.csv of others)
 tasks=long_horizon  sums of sinusoids to 8192 steps, in one pass and in blocks; limit=8 series, tasks.context=
+            model=A,B,C takes several, a plot each
 limit=0     most windows of one task, a fixed random choice; 0 scores all
 baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none;
             baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
@@ -87,9 +88,10 @@ def main(argv: list[str]) -> int:
 
         if other := [key for key in DEFAULTS if args[key] != DEFAULTS[key] and key not in STUDY]:
             raise ValueError(f"{other[0]}= is not for tasks=long_horizon; it takes {', '.join(STUDY)}")
+        models = [args["model"]] if Path(args["model"]).exists() else args["model"].split(",")
         study = long_horizon.LongHorizonJob(
-            args["model"],
-            Path(args["out"] or f"evaluations/{_name(args['model'])}-long_horizon"),
+            models,
+            Path(args["out"] or f"evaluations/{'+'.join(map(_name, models))}-long_horizon"),
             args["tasks.context"],
             args["limit"] or 8,
             **{key: args[key] for key in STUDY[4:]},

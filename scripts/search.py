@@ -20,7 +20,7 @@ import optuna
 from toto_train.arguments import parse
 from toto_train.cli import config_from_overrides
 from toto_train.config import ConfigError
-from toto_train.search import SAMPLERS, Round, Search, freeze, winner
+from toto_train.search import SAMPLERS, Round, Search, freeze
 from toto_train.search_report import write_report
 from toto_train.search_runs import Runs
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         search = read(args, base)
         search.work(lambda text: (print(text, flush=True), write_report(search, search.folder / "report.html"))[0])
         print(f"report: {write_report(search, search.folder / 'report.html')}")
-        won = winner(search.finals())
+        won = search.won()
         if won is None:
             print("the finals are not complete: another worker is at them, or start this again")
             return 0 if search.finished() else 1
@@ -74,7 +74,7 @@ def read(args: dict[str, Any], base: list[str]) -> Search:
     folder = Path(args["out"])
     folder.mkdir(parents=True, exist_ok=True)
     branch = Path(args["branch"]) if args["branch"] else None
-    runs = Runs(folder, [sys.executable, str(ROOT / "train.py")], base, branch, args["keep"])
+    runs = Runs(folder, [sys.executable, str(ROOT / "train.py")], base, config.schedule.max_steps, branch, args["keep"])
     return Search(search_round, runs, args["trials"], args["finalists"], args["seeds"], args["sampler"], args["seed"])
 
 

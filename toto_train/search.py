@@ -189,6 +189,13 @@ class Search:
                 found.append(Final(name, values, [float(s) for s in scores if s is not None]))
         return sorted(found, key=lambda final: final.mean)
 
+    def won(self) -> Final | None:
+        """The winner of the round; None while trials or finals are still to come or at another worker's."""
+        trials, finals = self.study().get_trials(deepcopy=False), self.finals()
+        if sum(_counts(t) for t in trials if t.state != TrialState.RUNNING) < self.trials:
+            return None
+        return winner(finals) if len(finals) == len(self.finalists_and_base()) else None
+
 
 @dataclass(frozen=True)
 class Final:
@@ -222,12 +229,15 @@ def _counts(trial: FrozenTrial) -> bool:
 
 
 def winner(finals: list[Final]) -> Final | None:
-    """The lowest mean where it is below the base's by two standard errors, else the base; None before all are done."""
+    """The lowest mean where it is below the base's by two standard errors, else the base; None without the base.
+
+    One seed tells no error: there the lowest wins.
+    """
     base = next((f for f in finals if f.name == BASE), None)
     if base is None or len(finals) < 2:
         return base
     gain, error = finals[0].gain(base)
-    return finals[0] if gain > 2 * error else base
+    return finals[0] if gain > (2 * error if math.isfinite(error) else 0.0) else base
 
 
 def freeze(final: Final, base: list[str], path: Path, about: str) -> Path:

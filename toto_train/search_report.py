@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from toto_train.evaluation.page import write_page
 from toto_train.evaluation.plots import ACCENT, GRID, MUTED, SECOND, STYLE, svg
-from toto_train.search import BASE, Final, Search, winner
+from toto_train.search import BASE, Final, Search
 
 LEAST = 8
 """Complete trials from which importances say anything."""
@@ -42,7 +42,7 @@ def write_report(search: Search, path: Path) -> Path:
 def _summary(search: Search, trials: Sequence[FrozenTrial], finals: Sequence[Final]) -> str:
     counts = {state.name.lower(): sum(t.state == state for t in trials) for state in TrialState}
     said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    won = winner(list(finals))
+    won = search.won()
     verdict = "The finals are not complete." if won is None else _verdict(won, finals)
     return (
         f"<section><p>{said} of {search.trials} trials by {search.sampler}, then {search.seeds} seeds of the best "
@@ -53,9 +53,12 @@ def _summary(search: Search, trials: Sequence[FrozenTrial], finals: Sequence[Fin
 
 def _verdict(won: Final, finals: Sequence[Final]) -> str:
     base = next(f for f in finals if f.name == BASE)
-    if won is base:
-        return "No choice is better than the settings as they were by two standard errors; they stay."
     gain, error = won.gain(base)
+    if len(base.scores) == 1:
+        best = "No choice is" if won.name == BASE else f"{escape(won.name)} is {gain:.4f}"
+        return f"{best} lower than the settings as they were. One seed: this may be noise."
+    if won.name == BASE:
+        return "No choice is better than the settings as they were by two standard errors; they stay."
     return f"{escape(won.name)} wins: {gain:.4f} lower than the settings as they were, standard error {error:.4f}."
 
 
@@ -70,10 +73,10 @@ def _finals(finals: Sequence[Final]) -> str:
         scores = ", ".join(f"{s:.4f}" for s in f.scores)
         settings = escape(_text(f.values)) or "as they were"
         rows.append(
-            f"<tr><td>{f.name}</td><td>{f.mean:.4f}</td><td>{known}</td><td>{scores}</td><td>{settings}</td></tr>"
+            f"<tr><th>{f.name}</th><td>{f.mean:.4f}</td><td>{known}</td><td>{scores}</td>"
+            f'<td class="text">{settings}</td></tr>'
         )
-    head = "<tr><th>choice</th><th>mean</th><th>lower than base ± se</th><th>by seed</th><th>settings</th></tr>"
-    return f"<section><h2>Finals</h2><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></section>"
+    return f"<section><h2>Finals</h2>{_card(('choice', 'mean', 'lower than base ± se', 'by seed'), rows)}</section>"
 
 
 def _table(trials: Sequence[FrozenTrial]) -> str:
@@ -81,9 +84,17 @@ def _table(trials: Sequence[FrozenTrial]) -> str:
     for t in sorted(trials, key=lambda t: (t.value is None, t.value or 0.0, t.number)):
         score = f"{t.value:.4f}" if t.value is not None else escape(t.user_attrs.get("why", ""))
         settings = escape(_text(t.user_attrs.get("values", {})))
-        rows.append(f"<tr><td>{t.number}</td><td>{t.state.name.lower()}</td><td>{score}</td><td>{settings}</td></tr>")
-    head = "<tr><th>trial</th><th>state</th><th>score</th><th>settings</th></tr>"
-    return f"<section><h2>Trials</h2><table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></section>"
+        rows.append(
+            f"<tr><th>{t.number}</th><td>{t.state.name.lower()}</td><td>{score}</td>"
+            f'<td class="text">{settings}</td></tr>'
+        )
+    return f"<section><h2>Trials</h2>{_card(('trial', 'state', 'score'), rows)}</section>"
+
+
+def _card(names: Sequence[str], rows: Sequence[str]) -> str:
+    """A table of those columns and the settings."""
+    head = "".join(f"<th>{name}</th>" for name in names) + '<th class="text">settings</th>'
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _slices(done: Sequence[FrozenTrial]) -> str:
@@ -108,27 +119,33 @@ def _slices(done: Sequence[FrozenTrial]) -> str:
 
 
 def _parallel(done: Sequence[FrozenTrial]) -> str:
-    """A line a trial over all settings; the best fifth stands out."""
+    """A line a trial over all settings and to its score, the lowest at the bottom; the best fifth stands out."""
     keys = list(dict.fromkeys(key for t in done for key in t.params))
     of = [t for t in done if all(key in t.params for key in keys)]
     ranked = sorted(of, key=lambda t: -float(t.value or 0.0))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11.7, 3.6), layout="constrained")
         axes = figure.subplots()
+        columns = [_places([t.params[key] for t in ranked], ranked[0].distributions[key]) for key in keys]
+        scores = [float(t.value or 0.0) for t in ranked]
+        columns.append((scores, [(v, f"{v:.4g}") for v in (min(scores), max(scores))]))
         heights = []
-        for key in keys:
-            places, ticks = _places([t.params[key] for t in ranked], ranked[0].distributions[key])
-            low, high = (ticks[0][0], ticks[-1][0]) if ticks else (min(places), max(places))
-            heights.append((np.array(places) - low) / ((high - low) or 1.0))
+        for k, (places, ticks) in enumerate(columns):
+            low, span = ticks[0][0], (ticks[-1][0] - ticks[0][0]) or 1.0
+            heights.append((np.array(places) - low) / span)
+            for place, label in ticks:
+                axes.annotate(
+                    label, (k, (place - low) / span), (4, 0), textcoords="offset points", fontsize=7, va="center"
+                )
         for k in range(len(ranked)):
             best = k >= len(ranked) - max(1, len(ranked) // 5)
             line: dict[str, Any] = (
                 {"color": ACCENT, "alpha": 0.9, "linewidth": 1.4} if best else {"color": MUTED, "alpha": 0.25}
             )
-            axes.plot(range(len(keys)), [h[k] for h in heights], **line)
-        axes.set_xticks(range(len(keys)), [key.replace(".", ".\n") for key in keys], fontsize=8)
+            axes.plot(range(len(heights)), [h[k] for h in heights], **line)
+        axes.set_xticks(range(len(heights)), [*(key.replace(".", ".\n") for key in keys), "score"], fontsize=8)
         axes.set_yticks([])
-        axes.vlines(range(len(keys)), 0, 1, color=GRID, linewidth=0.8)
+        axes.vlines(range(len(heights)), 0, 1, color=GRID, linewidth=0.8)
         return svg(figure, "parallel", "settings of all trials")
 
 
@@ -157,7 +174,10 @@ def _places(values: Sequence[Any], distribution: Any) -> tuple[list[float], list
 
 def _mark(axes: Axes, ticks: Sequence[tuple[float, str]]) -> None:
     axes.set_xticks([place for place, _ in ticks], [text for _, text in ticks], fontsize=8)
-    axes.margins(x=0.08, y=0.1)
+    low, high = ticks[0][0], ticks[-1][0]
+    room = 0.08 * (high - low) or 0.5
+    axes.set_xlim(low - room, high + room)  # all that could be drawn, not what was
+    axes.margins(y=0.1)
 
 
 def _text(values: dict[str, Any]) -> str:

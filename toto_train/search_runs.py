@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Runs:
-    """command: what starts train.py. base: overrides of all runs. branch: a run folder whose newest checkpoint every
-    run goes on from."""
+    """command: what starts train.py. base: overrides of all runs. steps: where a run ends, unless its trial says so.
+    branch: a run folder whose newest checkpoint every run goes on from."""
 
     folder: Path
     command: list[str]
-    base: list[str] = field(default_factory=list)
+    base: list[str]
+    steps: int
     branch: Path | None = None
     keep: bool = False
     """Whether checkpoints stay after the end of a run."""
@@ -76,7 +77,11 @@ class Runs:
             return self.follow(name, values, seed, behind) if mine else None
 
     def follow(self, name: str, values: dict[str, Any], seed: int, behind: Callable[[int, float], bool]) -> Outcome:
-        """Train to the end, or until behind(step, score) says so; a run that was broken off goes on."""
+        """Train to the end, or until behind(step, score) says so; a run that was broken off goes on.
+
+        At the last step nothing is left to save: whoever came that far counts as done, with its score.
+        """
+        last = int(values.get("schedule.max_steps", self.steps))
         run = self.folder / "runs" / f"{name}-s{seed}"
         self._branch_off(run)
         overrides = [*self.base, *(f"{key}={_as_override(value)}" for key, value in values.items())]
@@ -94,7 +99,7 @@ class Runs:
                     for step, score in scores(run / "metrics.csv"):
                         if step > told:
                             told = step
-                            if behind(step, score) and not ended:
+                            if behind(step, score) and step < last and not ended:
                                 return self._stopped(process, run)
                     if not ended:
                         time.sleep(POLL)

@@ -69,7 +69,10 @@ def test_a_folder_for_the_leaderboard(asked, capsys, caplog):
         assert table["num_variates"].tolist() == [1, 7, 1]
         config = json.loads((asked.out / name / "config.json").read_text())
         assert config["model"] == name
-        assert set(config) == {"model", "model_type", "model_dtype"}
+        assert set(config) == {
+            "model", "model_type", "model_dtype", "model_link", "code_link", "org", "testdata_leakage",
+            "replication_code_available",
+        }  # fmt: skip
     scores = json.loads((asked.out / "scores.json").read_text())
     assert set(scores["scores"]) == set(table["dataset"])
     assert scores["summary"]["overall"]["forecasters"]["small"] == summary["overall"]["forecasters"]["small"]
@@ -80,6 +83,10 @@ def test_a_folder_for_the_leaderboard(asked, capsys, caplog):
     page = (asked.out / "report.html").read_text()
     check_page(page)
     assert page.count("<figcaption><span") == 9  # three forecasts of each configuration
+    filled = config | {"org": "Acme", "testdata_leakage": "No"}
+    (asked.out / name / "config.json").write_text(json.dumps(filled))
+    job.run(asked)
+    assert json.loads((asked.out / name / "config.json").read_text()) == filled
 
 
 def test_boom_has_its_own_layout_and_two_parts(asked, capsys):
@@ -92,6 +99,7 @@ def test_boom_has_its_own_layout_and_two_parts(asked, capsys):
     printed = capsys.readouterr().out
     assert "BOOMLET: scaled (2), 4 of 96 configurations" in printed
     assert "BOOMLET: unscaled (2), 4 of 96 configurations" in printed
+    assert "-0.000" not in printed
     naive = json.loads((asked.out / "scores.json").read_text())["summary"]["unscaled"]["forecasters"]["seasonalnaive"]
     assert naive["MAE"] == pytest.approx(0, abs=1e-12)  # constants
     assert "published" not in printed  # BOOM's scores are not BOOMLET's

@@ -57,20 +57,20 @@ def model(tmp_path_factory) -> str:
 
 
 def test_the_study_leaves_scores_and_two_plots(model, tmp_path, capsys):
-    asked = LongHorizonJob(model, tmp_path / "out", series=2, block=64, horizons=(32, 64, 160), device="cpu")
-    found = long_horizon.run(asked)
+    asked = LongHorizonJob([model], tmp_path / "out", series=2, block=64, horizons=(32, 64, 160), device="cpu")
+    found = long_horizon.run(asked)["small"]
     one, blocks = found["one pass"], found["blocks of 64"]
     for horizon in (32, 64):  # one block is one pass
         assert one[horizon] == pytest.approx(blocks[horizon], rel=1e-5)
     assert one[160]["mase"] != pytest.approx(blocks[160]["mase"], rel=1e-5)
     result = json.loads((tmp_path / "out" / "long_horizon.json").read_text())
-    assert result["scores"]["one pass"]["160"] == one[160]
-    assert result["context"] == 256
+    assert result["scores"]["small"]["one pass"]["160"] == one[160]
+    assert result["context"] == {"small": 256}
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 2
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 1 + 4 + len(long_horizon.PUBLISHED_R)
     assert printed[1].startswith("small, one pass, r")
-    low = long_horizon.run(replace(asked, out=tmp_path / "low", precision="bf16"))
+    low = long_horizon.run(replace(asked, out=tmp_path / "low", precision="bf16"))["small"]
     assert low != found
     for way, of in found.items():
         for horizon, score in of.items():
@@ -82,7 +82,7 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(long_horizon, "LongHorizonJob", lambda *a, **k: LongHorizonJob(*a, horizons=(32, 800), **k))
     assert evaluate.main(arguments) == 0
     assert "Toto-2.0-22m, r (published)" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "long_horizon.json").read_text())["context"] == 128
+    assert json.loads((tmp_path / "out" / "long_horizon.json").read_text())["context"] == {"small": 128}
     with pytest.raises(ValueError, match=r"missing tasks\.path="):
         evaluate.main([f"model={model}"])
     with pytest.raises(ValueError, match="processes= is not for tasks=long_horizon; it takes tasks, out"):
@@ -91,4 +91,22 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
 
 def test_a_block_of_half_a_patch_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="block=50 must be a positive multiple of the patch size 32"):
-        long_horizon.run(LongHorizonJob(model, tmp_path / "out", block=50, device="cpu"))
+        long_horizon.run(LongHorizonJob([model], tmp_path / "out", block=50, device="cpu"))
+
+
+def test_several_models_share_a_page_with_plots_of_each(model, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "wider"
+    toto = Toto.create(ModelConfig(d_model=64, num_layers=2, num_heads=2, d_ff=64), seed=1)
+    hub.save_pretrained(toto, other, "card", {"context_length": 192})
+    monkeypatch.setattr(long_horizon, "LongHorizonJob", lambda *a, **k: LongHorizonJob(*a, horizons=(32, 800), **k))
+    arguments = ["tasks=long_horizon", "limit=1", "device=cpu"]
+    assert evaluate.main([f"model={model},{other}", *arguments, f"out={tmp_path / 'both'}"]) == 0
+    assert evaluate.main([f"model={other}", *arguments, f"out={tmp_path / 'alone'}"]) == 0
+    both, alone = (json.loads((tmp_path / o / "long_horizon.json").read_text()) for o in ("both", "alone"))
+    assert both["context"] == {"small": 256, "wider": 192}
+    assert both["scores"]["wider"] == alone["scores"]["wider"] != both["scores"]["small"]
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "<h2>wider</h2>" in page
+    with pytest.raises(ValueError, match="two are named small; give them folders of different names"):
+        long_horizon.run(LongHorizonJob([model, model], tmp_path / "twice", device="cpu"))

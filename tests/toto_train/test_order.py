@@ -484,7 +484,7 @@ def test_wide_series_are_refused_by_name(folder):
 def test_problems_name_the_mixture_entry(tmp_path):
     with pytest.raises(ValueError, match=r"data\.mixture\.main: .*build_shards"):
         Order(config(tmp_path / "nowhere"), 0)
-    with pytest.raises(ValueError, match="mixture is empty"):
+    with pytest.raises(ValueError, match=r"mixture is empty.*data\.mixture\.corpus\.path=FOLDER"):
         Order(DataConfig(), 0)
 
 

@@ -1,6 +1,8 @@
 """Rounds of a search: what is drawn, who wins, and that workers may come, die and come again."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,11 @@ import optuna
 
 from toto_train.cli import config_from_overrides
 from toto_train.config import ConfigError
-from toto_train.search import BASE, Final, Round, bounded, freeze, winner
+from toto_train.search import BASE, Final, Round, Search, bounded, freeze, name_of, winner
+from toto_train.search_report import write_report
+from toto_train.search_runs import Runs
+
+from .pages import check_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +90,77 @@ def test_a_winner_beats_the_base_by_two_standard_errors_seed_by_seed():
     assert winner([clear, base]) is clear
     assert winner([noisy, base]) is base
     assert winner([clear]) is None
+    assert winner([Final("trial 1", {"a": 1}, [0.9]), Final(BASE, {}, [1.0])]).name == "trial 1"  # one seed: no error
+    assert winner([Final(BASE, {}, [0.9]), Final("trial 1", {"a": 1}, [1.0])]).name == BASE
+
+
+STUB = """
+import pathlib, sys, time
+given = dict(text.split("=", 1) for text in sys.argv[1:])
+run = pathlib.Path(given["out"], given["name"])
+run.mkdir(parents=True)
+(run / "metrics.csv").write_text("step,val/mwql,val/mase\\n6,0.5,0.5\\n")
+time.sleep(float(given["seconds"]))
+"""
+"""Stands for train.py: one validation, then some more time."""
+
+
+@pytest.mark.parametrize(("steps", "state"), [(6, "done"), (12, "behind")])
+def test_none_is_stopped_at_its_last_step(tmp_path, steps, state):
+    runs = Runs(tmp_path, [sys.executable, "-c", STUB], [f"seconds={1 if state == 'done' else 60}"], steps)
+    told = []
+    outcome = runs.follow("t", {"a": 1}, 0, lambda step, score: bool(told.append((step, score))) or True)
+    assert (outcome.state, told) == (state, [(6, 0.5)])
+    assert runs.result("t", 0) == (0.5 if state == "done" else None)
+
+
+def test_a_round_is_won_when_all_is_done(tmp_path):
+    """Not by the base while trials or finals are still at other workers."""
+    runs = Runs(tmp_path, [], [], 6)
+    search = Search(Round("r", {"a": {"uniform": [0, 1]}}), runs, trials=2, finalists=1, seeds=2)
+    values = {"a": 0.5}
+    space = {"a": optuna.distributions.FloatDistribution(0, 1)}
+    study = search.study()
+    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"values": {}}))
+    (tmp_path / "results").mkdir()
+
+    def done(settings, seed, score):
+        (tmp_path / "results" / f"{name_of(settings)}-s{seed}.json").write_text(json.dumps({"score": score}))
+
+    done({}, 0, 1.0)
+    done({}, 1, 1.1)
+    assert search.won() is None  # a trial is to come
+    other = optuna.trial.create_trial(value=0.8, params=values, distributions=space, user_attrs={"values": values})
+    study.add_trial(other)
+    done(values, 0, 0.8)
+    assert search.won() is None  # its second seed is
+    done(values, 1, 0.9)
+    assert search.won().name == "trial 1"
+
+
+def test_the_page_shows_settings_over_all_that_could_be_drawn(tmp_path):
+    search = Search(Round("r", {"a": {"uniform": [0, 7]}}), Runs(tmp_path, [], [], 6), trials=9, finalists=1, seeds=1)
+    space = {
+        "a": optuna.distributions.FloatDistribution(0, 7),
+        "b.c": optuna.distributions.CategoricalDistribution(["left", "right"]),
+    }
+    study = search.study()
+    study.add_trial(optuna.trial.create_trial(value=1.0, user_attrs={"values": {}}))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{BASE}-s0.json").write_text('{"score": 1.0}')
+    for k in range(8):
+        values = {"a": 2 + k / 8, "b.c": ["left", "right"][k % 2]}
+        study.add_trial(optuna.trial.create_trial(
+            value=0.9 - k / 100, params=values, distributions=space, user_attrs={"values": values}))  # fmt: skip
+    assert "The finals are not complete" in write_report(search, tmp_path / "report.html").read_text()
+    (tmp_path / "results" / f"{name_of(values)}-s0.json").write_text('{"score": 0.83}')
+    page = write_report(search, tmp_path / "report.html").read_text()
+    check_page(page)
+    assert "trial 8 is 0.1700 lower than the settings as they were. One seed" in page
+    slices, parallel, importances = re.findall("<svg.*?</svg>", page, re.S)
+    assert all(label in plot for plot in (slices, parallel) for label in (">0<", ">7<", ">left<", ">right<"))
+    assert ">score<" in parallel
+    assert "importance" in importances
 
 
 def test_a_frozen_winner_is_an_experiment(tmp_path):
@@ -115,7 +192,7 @@ def test_a_search_survives_the_death_of_its_worker(small_job, tmp_path):
     command[1] = str(copy / "scripts" / "search.py")
     environment = os.environ | {"PYTHONPATH": str(copy)}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not [p for p in out.glob("runs/*/checkpoints/latest") if p.parents[1].name != "base-s0"]:
         assert time.monotonic() < deadline
         assert first.poll() is None

@@ -57,7 +57,9 @@ class Order:
 
     def __init__(self, config: DataConfig, seed: int):
         if not config.mixture:
-            raise ValueError("data.mixture is empty; choose data=quickstart or give data.path=FOLDER of shards")
+            raise ValueError(
+                "data.mixture is empty; choose data=quickstart, or data=shards data.mixture.corpus.path=FOLDER"
+            )
         self.config, self.seed = config, seed
         self._shards: dict[str, ShardSet | PriorSet] = {}
         self._sources: list[SourceOrder | Family] = []

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import count, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from toto_train.evaluation.score import without_nan
 from toto_train.evaluation.tasks import Forecaster as Forecast
 from toto_train.files import write_text
 from toto_train.forecast import PUBLISHED, Forecaster, check_precision
+from toto_train.model.toto import Toto
 from toto_train.ranks import pick_device
 
 PERIODS = (500, 100, 20)
@@ -41,15 +43,19 @@ PUBLISHED_R: dict[str, dict[int, float]] = {
 }
 """Pearson r of block decoding by horizon: others' figures, not measured here."""
 
+Scores = dict[str, dict[int, dict[str, float]]]
+"""Way of decoding -> horizon -> r and mase."""
+
 
 @dataclass
 class LongHorizonJob:
     """What scripts/evaluate.py is asked for with tasks=long_horizon."""
 
-    model: str
+    models: list[str]
+    """Run folders or Hugging Face folders, of different names."""
     out: Path
     context: int = 0
-    """Steps of history; 0: as long as the rows that the model was trained on."""
+    """Steps of history; 0: as long as the rows that each model was trained on."""
     series: int = 8
     block: int = 768
     """Steps decoded at once, whole patches."""
@@ -93,67 +99,89 @@ def measure(forecaster: Forecast, values: np.ndarray, context: int, horizon: int
     }
 
 
-def run(job: LongHorizonJob) -> dict[str, Any]:
-    """Measure both ways at every horizon; writes long_horizon.json and report.html to `job.out`, prints a table."""
+def run(job: LongHorizonJob) -> dict[str, Scores]:
+    """Measure every model both ways at every horizon; writes long_horizon.json and report.html to `job.out`, prints a
+    table. Returns the scores by the models' names."""
     check_precision(job.precision)
     check_out(job.out)
     device = pick_device(job.device)
-    model, about, trained = load(job.model, job.checkpoint)
-    patch = model.config.patch_size
-    if job.block < 1 or job.block % patch:
-        raise ValueError(f"block={job.block} must be a positive multiple of the patch size {patch}")
-    context = job.context or trained
-    model = model.to(device)
+    loaded = [load(path, job.checkpoint) for path in job.models]
+    names = [str(about["model"]) for _, about, _ in loaded]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"model={','.join(job.models)}: two are named {twice[0]}; give them folders of different names"
+        )
+    for model, _, _ in loaded:
+        if job.block < 1 or job.block % model.config.patch_size:
+            raise ValueError(
+                f"block={job.block} must be a positive multiple of the patch size {model.config.patch_size}"
+            )
+    contexts = {name: job.context or trained for name, (_, _, trained) in zip(names, loaded, strict=True)}
+    weights = {name: weights_hash(model) for name, (model, _, _) in zip(names, loaded, strict=True)}
+    request = {
+        "weights": weights, "study": "long_horizon", "context": contexts, "series": job.series,
+        "block": job.block, "horizons": list(job.horizons), "seed": job.seed, "precision": job.precision,
+    }  # fmt: skip
+    paths = dict(zip(names, job.models, strict=True))
+    with open_out(job.out, {"models": paths}, request, job.replace):
+        found: dict[str, Scores] = {}
+        with progress_bar(2 * len(names) * len(job.horizons), "long horizons") as advance:
+            done = count(1)
+            for name, (model, _, _) in zip(names, loaded, strict=True):
+                model.to(device)
+                found[name] = _scores(job, model, device, contexts[name], lambda: advance(next(done)))
+                model.cpu()
+        result = {**request, "scores": found, "published_r": PUBLISHED_R}
+        write_text(job.out / "long_horizon.json", json.dumps(without_nan(result), indent=2, allow_nan=False))
+        _page(job, contexts, found)
+    sys.stdout.write(table(found) + "\n")
+    return found
+
+
+def _scores(job: LongHorizonJob, model: Toto, device: str, context: int, advance: Callable[[], None]) -> Scores:
+    """Of one model."""
     ways = {
         "one pass": Forecaster(model, device, precision=job.precision),
         f"blocks of {job.block}": Forecaster(model, device, replace(PUBLISHED, block=job.block), job.precision),
     }
     values = sinusoids(job.series, context + max(job.horizons), job.seed)
-    request = {
-        "weights": weights_hash(model), "study": "long_horizon", "context": context, "series": job.series,
-        "block": job.block, "horizons": list(job.horizons), "seed": job.seed, "precision": job.precision,
-    }  # fmt: skip
-    with open_out(job.out, about, request, job.replace):
-        found: dict[str, dict[int, dict[str, float]]] = {way: {} for way in ways}
-        with progress_bar(len(ways) * len(job.horizons), "long horizons") as advance:
-            for n, (way, horizon) in enumerate((w, h) for w in ways for h in job.horizons):
-                found[way][horizon] = measure(ways[way], values, context, horizon, job.max_points)
-                advance(n + 1)
-        name = str(about["model"])
-        result = {"model": name, **request, "scores": found, "published_r": PUBLISHED_R}
-        write_text(job.out / "long_horizon.json", json.dumps(without_nan(result), indent=2, allow_nan=False))
-        _page(job.out, name, f"{job.series} series, {context:,} steps of history, {job.precision}", found)
-    sys.stdout.write(table(name, found) + "\n")
+    found: Scores = {way: {} for way in ways}
+    for way, horizon in product(ways, job.horizons):
+        found[way][horizon] = measure(ways[way], values, context, horizon, job.max_points)
+        advance()
     return found
 
 
-def table(model: str, found: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Pearson r and MASE by horizon, the published r below."""
-    horizons = list(next(iter(found.values())))
+def table(found: Mapping[str, Scores]) -> str:
+    """Pearson r and MASE by horizon of every model, the published r below."""
+    horizons = list(next(of for ways in found.values() for of in ways.values()))
     rows = {
         f"{model}, {way}, {kind}": [of[h][kind] for h in horizons]
-        for way, of in found.items()
+        for model, ways in found.items()
+        for way, of in ways.items()
         for kind in ("r", "mase")
     }
     rows |= {f"{name}, r (published)": [of.get(h, np.nan) for h in horizons] for name, of in PUBLISHED_R.items()}
     wide = max(map(len, rows)) + 2
     lines = [f"{'horizon':<{wide}}" + "".join(f"{h:>8,}" for h in horizons)]
     for label, row in rows.items():
-        lines.append(f"{label:<{wide}}" + "".join(f"{'' if np.isnan(v) else f'{v:.3f}':>8}" for v in row))
+        lines.append(f"{label:<{wide}}" + "".join(f"{'' if np.isnan(v) else f'{v:z.3f}':>8}" for v in row))
     return "\n".join(lines)
 
 
-def _page(out: Path, model: str, note: str, found: dict[str, dict[int, dict[str, float]]]) -> None:
-    cards = []
-    for kind, title in {"r": "Pearson r with the truth", "mase": "MASE"}.items():
-        curves = {
-            way: (np.array([*of], float), np.array([score[kind] for score in of.values()])) for way, of in found.items()
-        }
-        plot = plots.run_curves(curves, title, "horizon", f"long-{kind}", last=True)
-        cards.append(f'<figure class="card"><figcaption>{escape(title)}</figcaption>{plot}</figure>')
-    lead = f"A sum of sinusoids of {', '.join(map(str, PERIODS))} steps: {note}."
-    write_page(
-        out / "report.html",
-        f"{model} at long horizons",
-        [f'<section><p class="lead">{lead}</p><div class="pair">{"".join(cards)}</div></section>'],
-    )
+def _page(job: LongHorizonJob, contexts: Mapping[str, int], found: Mapping[str, Scores]) -> None:
+    """A section a model: r and error against the horizon, both ways."""
+    lead = f"A sum of sinusoids of {', '.join(map(str, PERIODS))} steps: {job.series} series, {job.precision}."
+    sections = [f'<section><p class="lead">{lead}</p></section>']
+    for n, (model, ways) in enumerate(found.items()):
+        cards = []
+        for kind, title in {"r": "Pearson r with the truth", "mase": "MASE"}.items():
+            curves = {
+                way: (np.array([*of], float), np.array([score[kind] for score in of.values()]))
+                for way, of in ways.items()
+            }
+            plot = plots.run_curves(curves, title, "horizon", f"long-{n}-{kind}", last=True)
+            cards.append(f'<figure class="card"><figcaption>{escape(title)}</figcaption>{plot}</figure>')
+        about = f'<p class="lead">{contexts[model]:,} steps of history.</p>'
+        sections.append(f'<section><h2>{escape(model)}</h2>{about}<div class="pair">{"".join(cards)}</div></section>')
+    write_page(job.out / "report.html", f"{', '.join(found)} at long horizons", sections)

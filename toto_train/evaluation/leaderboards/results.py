@@ -23,6 +23,8 @@ RESULTS = "results.jsonl"
 TABLE = "all_results.csv"
 NAIVE = "seasonal_naive"
 """Key of its scores in a line."""
+SUBMITTER = ("model_link", "code_link", "org", "testdata_leakage", "replication_code_available")
+"""Fields of config.json that only who submits can fill in."""
 
 
 class Results:
@@ -98,7 +100,8 @@ def tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]], naive: str) 
 def write_folder(
     out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark, dtype: str
 ) -> None:
-    """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json."""
+    """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json, with the fields of
+    GIFT-Eval's submissions: what only the submitter knows is empty, and a folder that was filled in stays so."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     rows = [benchmark.row(name, line, line[key]) for line in lines]
@@ -107,8 +110,11 @@ def write_folder(
         writer.writeheader()
         writer.writerows(rows)
     kind = "statistical" if key == NAIVE else "pretrained"
+    path = folder / "config.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
     config = {"model": name, "model_type": kind, "model_dtype": dtype}
-    write_text(folder / "config.json", json.dumps(config, indent=4))
+    config |= {field: before.get(field, "") for field in SUBMITTER}
+    write_text(path, json.dumps(config, indent=4))
 
 
 def write_scores(
@@ -137,6 +143,7 @@ def text(
     first = (lambda row: -row[0]) if benchmark.higher else (lambda row: row[1])
     for name, values in sorted(found.items(), key=lambda item: (not math.isfinite(first(item[1])), first(item[1]))):
         lines.append(
-            f"{name:<{wide}}" + "".join(f"{v:>{max(12, len(c) + 2)}.3f}" for c, v in zip(columns, values, strict=False))
+            f"{name:<{wide}}"
+            + "".join(f"{v:>z{max(12, len(c) + 2)}.3f}" for c, v in zip(columns, values, strict=False))
         )
     return "\n".join(lines)
