@@ -117,10 +117,10 @@ def check_shards(config: Config, order: Order) -> None:
 
 def describe_data(config: Config) -> str:
     """The mixture of a plan, where its shards are there to look at."""
-    paths = [entry.path for entry in config.data.mixture.values() if not entry.families]
+    paths = dict.fromkeys(entry.path for entry in config.data.mixture.values() if not entry.families)
     missing = [path for path in paths if not is_url(path) and not Path(path or "?").is_dir()]
     if missing or not config.data.mixture:
-        return f"data: not looked at, {', '.join(repr(p) for p in missing) or 'a mixture'} is missing"
+        return f"data: not looked at, missing: {', '.join(repr(p) for p in missing) or 'a mixture'}"
     order = RowDataModule(config).order
     wide = max(map(len, order.shares))
     lines = [

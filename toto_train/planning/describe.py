@@ -170,6 +170,8 @@ def _time(priced: Estimate) -> str:
         lines.append(("", "hardware.gpu=h100, say, prices the run on GPUs; scripts/plan.py --help names those known"))
     if price := c.hardware.dollars_per_hour:
         lines.append(("cost", f"{hours * world * price:,.0f} dollars at {price:g} for a {unit}-hour"))
+    elif not target.on_cpu:
+        lines.append(("cost", "left out; hardware.dollars_per_hour=2.5, say, is the price of a GPU-hour"))
     return _aligned(lines)
 
 
