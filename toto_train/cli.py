@@ -153,8 +153,8 @@ def _split_overrides(overrides: list[str], configs: Path) -> tuple[list[str], li
         if problem:
             problems.append(problem)
         else:
-            # Hydra wants plus signs for new entries of the mixture, and none for what is there
-            new = key.startswith("data.mixture.") and not text.startswith("~")
+            # Hydra wants plus signs for new entries of the mixture and new stages, and none for what is there
+            new = f"{key}.".startswith(("data.mixture.", "data.stages.")) and not text.startswith("~")
             good.append("++" + text.lstrip("+") if new else text.lstrip("+"))
     return problems, good
 

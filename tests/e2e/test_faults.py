@@ -172,3 +172,25 @@ def test_a_run_whose_steps_are_all_skipped_stops_and_names_their_rows(start, fol
     assert "Traceback" not in message
     saved = [p.name for p in (folder / "skipping" / "checkpoints").glob("step-*")]
     assert saved == ["step-00000004"]
+
+
+def test_losses_that_leap_on_two_ranks_are_skipped_and_stop_the_run_by_name(start, folder, tmp_path):
+    """From step 40 on every row is of a source that leaps by a million of its deviations."""
+    steps = np.random.Generator(np.random.Philox(7)).standard_normal((4, 1, 600)).cumsum(-1)
+    steps[..., 100:] += 1e6 * np.arange(1, 501) // 90
+    write_shards(
+        tmp_path / "leaping", [Series(x.astype(np.float32), 60.0, "leap", str(i)) for i, x in enumerate(steps)], {}
+    )
+    job = (
+        f"data.mixture.leaping={{path: {tmp_path / 'leaping'}, weight: 0.0}}", "checkpoint.every_steps=5",
+        "data.stages={320: {corpus: 0.0, leaping: 1.0}}", "guards.window=16", "guards.max_skipped=5",
+        "validate_every=0",
+    )  # fmt: skip
+    status, message = finish(start("leaping", *job))
+    assert status == 3, message
+    assert "steps 40 to 44 were skipped" in message
+    assert "rows 320 to 359; these are: leaping/leap 40" in message
+    rows = list(csv.DictReader((folder / "leaping" / "metrics.csv").open()))
+    spikes = {int(r["step"]): int(r["train/spike_steps"]) for r in rows}
+    assert spikes[40] == 0
+    assert spikes[max(spikes)] == int(rows[-1]["train/skipped_steps"]) > 0

@@ -245,3 +245,10 @@ def test_the_published_mixtures_make_their_synthetic_part_or_read_it():
 def test_a_curriculum_is_read():
     tree = {"data": {"mixture": {"corpus": {"path": "x"}}, "stages": {128: {"corpus": 1}}}, "validate_every": 0}
     assert from_tree(tree).data.stages == {"128": {"corpus": 1.0}}
+
+
+def test_stages_from_the_command_line_as_the_docs_write_them():
+    few = ["data=shards", "data.mixture.corpus.path=x", "data.mixture.more={path: y}"]
+    c = config_from_overrides([*few, "data.stages={64: {corpus: 0.2}, 128: {more: 2}}"], CONFIGS)
+    assert c.data.stages == {"64": {"corpus": 0.2}, "128": {"more": 2.0}}
+    assert config_from_overrides([*few, "data.stages.64={corpus: 0.2}"], CONFIGS).data.stages == {"64": {"corpus": 0.2}}
