@@ -141,7 +141,7 @@ def test_a_batch_that_one_rank_sees_is_skipped_by_all(corpus, broken, processes,
         assert all(torch.equal(state[name], t) for name, t in two[0][0].items())
         for name in ("seen", "non_finite", "spikes", "in_a_row"):
             assert torch.equal(state[name], alone[0][name]), name
-        torch.testing.assert_close(state["losses"], alone[0]["losses"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(state["recent"], alone[0]["recent"], rtol=1e-5, atol=0)
 
 
 def test_all_ranks_stop_after_too_many_skips(broken, processes, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.synthetic.prior import FAMILIES
+from data_pipelines.synthetic.prior import DEFAULT_WEIGHTS
 from toto_train.cli import config_from_overrides
 from toto_train.config import Config, ConfigError, to_yaml
 from toto_train.config_check import check, from_tree, get
@@ -239,7 +239,7 @@ def test_the_published_mixtures_make_their_synthetic_part_or_read_it():
     stored = compose("data=toto2", "~data.mixture.synthetic.families", "data.mixture.synthetic.path=x")
     assert (stored.data.mixture["synthetic"].path, stored.data.mixture["synthetic"].families) == ("x", {})
     made = compose("data=synthetic")
-    assert {family for entry in made.data.mixture.values() for family in entry.families} == set(FAMILIES)
+    assert {family for entry in made.data.mixture.values() for family in entry.families} == set(DEFAULT_WEIGHTS)
 
 
 def test_a_curriculum_is_read():
