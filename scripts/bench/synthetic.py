@@ -144,7 +144,9 @@ def in_fresh_process(code: str, *arguments: str) -> float:
     """The number that the code prints; NaN where the system does not tell (memory outside Linux)."""
     if code is MEMORY and not Path("/proc/self/status").is_file():
         return math.nan
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    alone = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | alone)
     return float(done.stdout)
 
 
