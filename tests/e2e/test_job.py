@@ -179,7 +179,8 @@ def test_a_plan_shows_the_mixture_and_refuses_what_does_not_fit(train_py, corpus
     assert narrow.returncode == 1
     assert "a series of 3 variates, a row takes data.variates=2" in narrow.stderr
     missing = train_py("data=shards", f"data.mixture.corpus.path={tmp_path / 'nowhere'}", "plan=true")
-    assert "is missing" in missing.stdout
+    assert missing.stdout.count("nowhere") == 1
+    assert "data: not looked at, missing: " in missing.stdout
 
 
 def test_scores_on_trained_sources_are_said_to_be_that(small_job, train_py, corpus):
