@@ -20,7 +20,8 @@ import optuna
 from toto_train.arguments import parse
 from toto_train.cli import config_from_overrides
 from toto_train.config import ConfigError
-from toto_train.search import SAMPLERS, Round, Search, freeze
+from toto_train.search import SAMPLERS, Round, Search
+from toto_train.search_finals import freeze
 from toto_train.search_report import write_report
 from toto_train.search_runs import Runs
 

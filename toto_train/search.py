@@ -1,8 +1,8 @@
 """One round of a search on the proxy: what is tried, and in which order.
 
 A round draws settings (Optuna: TPE, or random as control), has each trial trained by train.py in a folder of its own,
-stops those that fall behind, and ends with more seeds of the best ones and of the settings it began with: the winner is
-whose mean is lowest, and the report says whether that is more than noise. Any number of processes on any number of
+stops those that fall behind, and ends with new seeds of the best ones and of the settings it began with: the winner is
+whose mean is lower by more than noise. Any number of processes on any number of
 nodes may work on one folder; a trial whose worker died is taken up again from its run's last checkpoint.
 """
 
@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from toto_train.config import ConfigError
-from toto_train.files import write_text
+from toto_train.search_finals import BASE, Final, Values, winner
 from toto_train.search_runs import Outcome, Runs
 
 SAMPLERS = ("tpe", "random")
@@ -31,11 +31,6 @@ STARTUP = 10
 """Trials drawn at random before TPE has enough to learn from."""
 UNPRUNED = 5
 """Trials that run to their end before any is compared with their median."""
-BASE = "base"
-"""Name of the settings that a round starts from."""
-
-Values = dict[str, Any]
-"""Setting -> value."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,8 @@ def bounded(parts: Mapping[str, float], most: Mapping[str, float]) -> dict[str, 
 @dataclass(frozen=True)
 class Search:
     """A round in a folder. base: overrides of train.py that all trials share. trials: how many are drawn, the settings
-    of `base` among them. seeds: runs of each of the `finalists` best and of the base."""
+    of `base` among them. seeds: runs of each of the `finalists` best and of the base, of seeds other than the trials':
+    the best of many looks better in its trial than it is. With seeds=1 the trials themselves are compared."""
 
     round: Round
     runs: Runs
@@ -106,6 +102,10 @@ class Search:
     @property
     def folder(self) -> Path:
         return self.runs.folder
+
+    @property
+    def final_seeds(self) -> range:
+        return range(1, self.seeds + 1) if self.seeds > 1 else range(1)
 
     def study(self, draw: int = 0) -> optuna.Study:
         """The round's trials so far. draw: tells the draws of one sampler from those of the next."""
@@ -126,7 +126,7 @@ class Search:
         """Take trials until there are enough, then runs of the finals until all are done."""
         while self._take_trial(tell):
             pass
-        jobs = [(name, values, seed) for name, values in self.finalists_and_base() for seed in range(self.seeds)]
+        jobs = [(name, values, seed) for name, values in self.finalists_and_base() for seed in self.final_seeds]
         for name, values, seed in jobs:
             outcome = self.runs.run(name_of(values), values, seed, lambda step, score: False)
             if outcome is not None:  # else another worker has it
@@ -184,7 +184,7 @@ class Search:
         """Those with all their seeds, the lowest mean first."""
         found = []
         for name, values in self.finalists_and_base():
-            scores = [self.runs.result(name_of(values), seed) for seed in range(self.seeds)]
+            scores = [self.runs.result(name_of(values), seed) for seed in self.final_seeds]
             if all(score is not None for score in scores):
                 found.append(Final(name, values, [float(s) for s in scores if s is not None]))
         return sorted(found, key=lambda final: final.mean)
@@ -197,27 +197,6 @@ class Search:
         return winner(finals) if len(finals) == len(self.finalists_and_base()) else None
 
 
-@dataclass(frozen=True)
-class Final:
-    """Scores of one choice of settings by seed."""
-
-    name: str
-    values: Values
-    scores: list[float]
-
-    @property
-    def mean(self) -> float:
-        return sum(self.scores) / len(self.scores)
-
-    def gain(self, over: Final) -> tuple[float, float]:
-        """(mean, standard error) of what this one's scores are lower than the other's, seed by seed."""
-        gains = [b - a for a, b in zip(self.scores, over.scores, strict=True)]
-        mean = sum(gains) / len(gains)
-        if len(gains) < 2:
-            return mean, math.nan
-        return mean, math.sqrt(sum((g - mean) ** 2 for g in gains) / (len(gains) - 1) / len(gains))
-
-
 def name_of(values: Values) -> str:
     """Of a run's folder; the same settings go on with the same run."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10] if values else BASE
@@ -226,41 +205,6 @@ def name_of(values: Values) -> str:
 def _counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of those asked for: what was given up and queued again is not."""
     return trial.state in (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED) or "why" in trial.user_attrs
-
-
-def winner(finals: list[Final]) -> Final | None:
-    """The lowest mean where it is below the base's by two standard errors, else the base; None without the base.
-
-    One seed tells no error: there the lowest wins.
-    """
-    base = next((f for f in finals if f.name == BASE), None)
-    if base is None or len(finals) < 2:
-        return base
-    gain, error = finals[0].gain(base)
-    return finals[0] if gain > (2 * error if math.isfinite(error) else 0.0) else base
-
-
-def freeze(final: Final, base: list[str], path: Path, about: str) -> Path:
-    """Write a config that `train.py experiment=` takes: the overrides of a round, and the winner's settings.
-
-    Where a round names no experiment= it began from that of train.yaml, the quickstart.
-    """
-    start, defaults = "quickstart", list[Any]()
-    tree: dict[str, Any] = {}
-    groups = {p.name for p in path.parent.parent.iterdir() if p.is_dir()}
-    for key, value in [tuple(arg.split("=", 1)) for arg in base] + list(final.values.items()):
-        if key == "experiment":
-            start = value
-        elif key in groups:
-            defaults.append({f"override /{key}": value})
-        else:
-            place: dict[str, Any] = tree
-            *above, last = key.split(".")
-            for part in above:
-                place = place.setdefault(part, {})
-            place[last] = yaml.safe_load(value) if isinstance(value, str) else value
-    text = yaml.safe_dump({"defaults": [start, *defaults]} | tree, sort_keys=False)
-    return write_text(path, f"# @package _global_\n# {about}\n{text}")
 
 
 def _suggest(trial: Trial, key: str, of: Mapping[str, Any]) -> Any:

@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from toto_train.evaluation.page import write_page
 from toto_train.evaluation.plots import ACCENT, GRID, MUTED, SECOND, STYLE, svg
-from toto_train.search import BASE, Final, Search
+from toto_train.search import Search
+from toto_train.search_finals import BASE, LEVEL, Final, noise
 
 LEAST = 8
 """Complete trials from which importances say anything."""
@@ -44,36 +45,38 @@ def _summary(search: Search, trials: Sequence[FrozenTrial], finals: Sequence[Fin
     said = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
     won = search.won()
     verdict = "The finals are not complete." if won is None else _verdict(won, finals)
+    count = f"{search.seeds} new seeds of" if search.seeds > 1 else "with the same seed"
     return (
-        f"<section><p>{said} of {search.trials} trials by {search.sampler}, then {search.seeds} seeds of the best "
-        f"{search.finalists} and of the settings as they were. Score: geometric mean of MASE and MWQL over Seasonal "
+        f"<section><p>{said} of {search.trials} trials by {search.sampler}, then {count} the best "
+        f"{search.finalists} and the settings as they were. Score: geometric mean of MASE and MWQL over Seasonal "
         f"Naive's on the validation tasks; lower is better.</p><p>{verdict}</p></section>"
     )
 
 
 def _verdict(won: Final, finals: Sequence[Final]) -> str:
-    base = next(f for f in finals if f.name == BASE)
-    gain, error = won.gain(base)
-    if len(base.scores) == 1:
+    base, known = next(f for f in finals if f.name == BASE), noise(finals)
+    gain = base.mean - won.mean
+    if known is None:
         best = "No choice is" if won.name == BASE else f"{escape(won.name)} is {gain:.4f}"
         return f"{best} lower than the settings as they were. One seed: this may be noise."
+    bar = f"{known.bar:.4f}, which chance exceeds in {LEVEL:.0%} of rounds without a better choice"
     if won.name == BASE:
-        return "No choice is better than the settings as they were by two standard errors; they stay."
-    return f"{escape(won.name)} wins: {gain:.4f} lower than the settings as they were, standard error {error:.4f}."
+        return f"No choice is lower than the settings as they were by more than {bar}; they stay."
+    return f"{escape(won.name)} wins: {gain:.4f} lower than the settings as they were, and more than {bar}."
 
 
 def _finals(finals: Sequence[Final]) -> str:
     if not finals:
         return ""
-    base = next((f for f in finals if f.name == BASE), None)
+    base, known = next((f for f in finals if f.name == BASE), None), noise(finals)
+    error = f" ± {known.error:.4f}" if known else ""
     rows = []
     for f in finals:
-        gain, error = f.gain(base) if base is not None and base is not f else (math.nan, math.nan)
-        known = f"{gain:+.4f} ± {error:.4f}" if math.isfinite(gain) else ""
+        gain = f"{base.mean - f.mean:+.4f}{error}" if base is not None and base is not f else ""
         scores = ", ".join(f"{s:.4f}" for s in f.scores)
         settings = escape(_text(f.values)) or "as they were"
         rows.append(
-            f"<tr><th>{f.name}</th><td>{f.mean:.4f}</td><td>{known}</td><td>{scores}</td>"
+            f"<tr><th>{f.name}</th><td>{f.mean:.4f}</td><td>{gain}</td><td>{scores}</td>"
             f'<td class="text">{settings}</td></tr>'
         )
     return f"<section><h2>Finals</h2>{_card(('choice', 'mean', 'lower than base ± se', 'by seed'), rows)}</section>"
