@@ -40,7 +40,7 @@ EXPECTED: dict[str, dict[str, dict[str, float]]] = {
     "depth": {rule: {"stream": 0.0, "logits": 0.0, "moved": -1.0, "learned": 0.0} for rule in RULES},
 }
 TOLERANCE = {"width": 0.1, "depth": 0.2}
-"""Largest distance of a fitted exponent from the expected one; 0.05 and 0.12 were seen."""
+"""Largest distance of a fitted exponent from the expected one; 0.07 and 0.14 were seen, in the quick check."""
 HEAD_WIDTH = 32
 ROWS, VARIATES, STEPS_LONG = 4, 4, 512
 CLAMP = 20.0
