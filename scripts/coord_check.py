@@ -4,10 +4,10 @@ Trains small models of several widths and depths for a few steps and fits how ac
 to a layer grow with width and depth. Prints the exponents beside the expected ones; exit status 1 where one is off.
 With out=DIR writes coord_check.csv (every measurement) and coord_check.png.
 
---quick                        widths to 256 and depths to 8, two rules, under half a minute
-rules=spectral,unit_scaled,adamw   what trains the stack: spectral, unit_scaled, original, match_rms_adamw, adamw
+--quick                        widths to 256 and depths to 8, half a minute at most
+rules=spectral,unit_scaled,original,match_rms_adamw,adamw   what trains the stack
 widths=64,128,256,512,1024 depths=2,4,8,16
-steps=4 seed=0
+steps=4 seed=0 qk_norm=false   of the model: model.qk_norm of train.py
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from toto_train.arguments import fail_on, parse
 from toto_train.coordinates import EXPECTED, HEAD_WIDTH, RULES, Exponent, Size
 from toto_train.files import whole
 
-QUICK = {"rules": "spectral,unit_scaled", "widths": "64,128,256", "depths": "2,4,8", "steps": 2}
+FULL = {"rules": ",".join(RULES), "widths": "64,128,256,512,1024", "depths": "2,4,8,16", "steps": 4}
+QUICK = {"widths": "64,128,256", "depths": "2,4,8", "steps": 2}
 FIXED_WIDTH, FIXED_DEPTH = 64, 4
 LEAST_RANGE = 30.0
 """Of a panel, largest over smallest: what is flat looks flat."""
 
 
 def main(argv: list[str]) -> int:
-    full = {"rules": "spectral,unit_scaled,adamw", "widths": "64,128,256,512,1024", "depths": "2,4,8,16", "steps": 4}
-    quick = "--quick" in argv
-    options = {**full, **(QUICK if quick else {}), "seed": 0, "out": ""}
+    options = {**FULL, **(QUICK if "--quick" in argv else {}), "seed": 0, "qk_norm": False, "out": ""}
     args = parse(__doc__, [a for a in argv if a != "--quick"], required={}, optional=options)
     rules = args["rules"].split(",")
     if unknown := [rule for rule in rules if rule not in RULES]:
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
     found: list[Size] = []
     jobs = [(axis, rule) for axis in axes for rule in rules]
     for axis, rule in tqdm(jobs, unit="check", disable=not sys.stderr.isatty()):
-        found += coordinates.measure(axis, rule, *axes[axis], args["steps"], args["seed"])
+        found += coordinates.measure(axis, rule, *axes[axis], args["steps"], args["seed"], args["qk_norm"])
     exponents = coordinates.fit(found)
     print(table(exponents))
     if args["out"]:

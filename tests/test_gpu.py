@@ -118,10 +118,11 @@ def test_sharded_steps_over_nccl_give_the_bits_of_one_device(tmp_path):
         assert not [n for n, t in tensors.items() if not torch.equal(t, found["plain"][n])], mode
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("case", ["plain", "everything"])
-def test_quantiles_and_gradients_are_the_official_ones_on_the_device(case):
+def test_quantiles_and_gradients_are_the_official_ones_on_the_device(case, qk_norm):
     toto2 = pytest.importorskip("toto2", reason="the official package is installed by make test")
-    config = ModelConfig("tiny", 256, 4, 4, 688)
+    config = ModelConfig("tiny", 256, 4, 4, 688, qk_norm=qk_norm)
     model = Toto.create(config, 0, "cuda").train()
     peer = toto2.Toto2Model(toto2.Toto2ModelConfig(**hub.config_to_official(config)))
     peer.load_state_dict(hub.to_official(model))
@@ -148,8 +149,9 @@ def test_quantiles_and_gradients_are_the_official_ones_on_the_device(case):
         assert (p.grad - expected).abs().max() <= 1e-3 * expected.abs().max(), name
 
 
-def test_time_layers_take_flash_attention_in_bf16():
-    model = Toto.create(ModelConfig("tiny", 256, 4, 4, 688), 0, "cuda").train()
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_time_layers_take_flash_attention_in_bf16(qk_norm):
+    model = Toto.create(ModelConfig("tiny", 256, 4, 4, 688, qk_norm=qk_norm), 0, "cuda").train()
     x = torch.randn(2, 8, 1024, device="cuda").cumsum(-1)
     seen, ids = torch.ones_like(x, dtype=torch.bool), torch.zeros(2, 8, dtype=torch.long, device="cuda")
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast("cuda", torch.bfloat16):  # no other kernel is allowed

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toto_train.config import Config
+from toto_train.config import Config, ModelConfig
 
 RULES: dict[str, tuple[str, str]] = {
     "model": ("no", "the saved weights are those of this architecture"),
@@ -90,7 +90,9 @@ def differing(saved: dict[str, Any], config: Config) -> list[str]:
 
 def _differences(saved: dict[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
     """(setting, value then, value now) where both are known and differ: an import has no optimizer, an older checkpoint
-    not every setting."""
+    not every setting. A setting of the model that came later had its default, else the weights would be others."""
+    if "model" in saved:
+        saved = saved | {"model": asdict(ModelConfig()) | saved["model"]}
     now = _leaves(json.loads(json.dumps(asdict(config))))  # as JSON has it
     return [(key, value, now[key]) for key, value in _leaves(saved).items() if key in now and now[key] != value]
 

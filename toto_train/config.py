@@ -65,6 +65,8 @@ class ModelConfig:
     """Whether the variate layers open a group or close it."""
     attn_bias: bool = True
     mlp_bias: bool = False
+    qk_norm: bool = False
+    """Whether queries and keys are RMS-normalised over the width of a head, without a weight."""
     residual_mult: float = 0.75
     residual_attn_ratio: float = math.sqrt(128 / math.log(128))
     """Strength of attention branches over MLP branches: sqrt(S/ln S) for a sequence of S patches."""

@@ -40,7 +40,7 @@ EXPECTED: dict[str, dict[str, dict[str, float]]] = {
     "depth": {rule: {"stream": 0.0, "logits": 0.0, "moved": -1.0, "learned": 0.0} for rule in RULES},
 }
 TOLERANCE = {"width": 0.1, "depth": 0.2}
-"""Largest distance of a fitted exponent from the expected one; 0.05 and 0.12 were seen."""
+"""Largest distance of a fitted exponent from the expected one; 0.07 and 0.14 were seen, in the quick check."""
 HEAD_WIDTH = 32
 ROWS, VARIATES, STEPS_LONG = 4, 4, 512
 CLAMP = 20.0
@@ -76,18 +76,23 @@ class Exponent:
         return abs(self.fitted - self.expected) <= TOLERANCE[self.axis]
 
 
-def measure(axis: str, rule: str, sizes: Iterable[int], fixed: int, steps: int, seed: int = 0) -> list[Size]:
+def measure(
+    axis: str, rule: str, sizes: Iterable[int], fixed: int, steps: int, seed: int = 0, qk_norm: bool = False
+) -> list[Size]:
     """Sizes before the first step and after each, for models of several widths of depth `fixed`, or the other way."""
     out: list[Size] = []
     for at in sizes:
         width, depth = (at, fixed) if axis == "width" else (fixed, at)
-        out += [Size(axis, rule, at, *found) for found in _train(rule, width, depth, steps, seed)]
+        out += [Size(axis, rule, at, *found) for found in _train(rule, width, depth, steps, seed, qk_norm)]
     return out
 
 
-def _train(rule: str, width: int, depth: int, steps: int, seed: int) -> list[tuple[int, str, int, float]]:
+def _train(
+    rule: str, width: int, depth: int, steps: int, seed: int, qk_norm: bool
+) -> list[tuple[int, str, int, float]]:
     """(step, quantity, layer, root mean square)."""
-    model = Toto.create(ModelConfig("", width, depth, width // HEAD_WIDTH, -(-8 * width // 3 // 8) * 8), seed)
+    heads, d_ff = width // HEAD_WIDTH, -(-8 * width // 3 // 8) * 8
+    model = Toto.create(ModelConfig("", width, depth, heads, d_ff, qk_norm=qk_norm), seed)
     first = copy.deepcopy(model)
     config = OptimizerConfig()
     config.normuon.orthogonalize_dtype = "fp32"

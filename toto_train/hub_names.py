@@ -28,7 +28,6 @@ _FIXED = {
     "num_output_patches": 1,
     "pre_norm": True,
     "heads_per_group": 1,
-    "qk_norm": False,
     "norm_include_weight": False,
     "qk_norm_include_weight": False,
     "per_dim_scale": True,
@@ -36,7 +35,7 @@ _FIXED = {
 }
 _SHARED = (
     "patch_size", "d_model", "num_heads", "num_layers", "num_variate_layers_per_group", "variate_layer_first",
-    "norm_eps", "attn_bias", "mlp_bias", "d_ff", "residual_mult", "residual_attn_ratio",
+    "norm_eps", "attn_bias", "mlp_bias", "d_ff", "qk_norm", "residual_mult", "residual_attn_ratio",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ HELD = {
     "fp32": [],
     "fp32, layers recomputed": ["parallel.activation_checkpointing=1"],
     "fp32, half recomputed": ["parallel.activation_checkpointing=0.5"],
+    "fp32, qk_norm": ["model.qk_norm=true"],
     "bf16": ["parallel.precision=bf16"],
     "bf16, layers recomputed": ["parallel.precision=bf16", "parallel.activation_checkpointing=1"],
     "fsdp2 alone": ["parallel=fsdp2"],

@@ -34,6 +34,8 @@ FEW_PATCHES = ["data.variates=1", "global_rows=2", "micro_rows=1"]
     [
         (1, ["model=nano"]),
         (1, ["model=nano", "micro_rows=8"]),
+        (1, ["model=nano", "model.qk_norm=true"]),
+        (1, ["model=nano", "model.qk_norm=true", "parallel.precision=bf16", "parallel.activation_checkpointing=0.5"]),
         (1, ["model=nano", "parallel.precision=bf16", "parallel.activation_checkpointing=0.5", "ema_decay=0.99"]),
         (1, ["model=nano", "optimizer=adamw", "parallel.activation_checkpointing=1"]),
         (1, ["model=nano", "parallel=fsdp2", "parallel.precision=bf16_master"]),

@@ -35,9 +35,9 @@ pytestmark = pytest.mark.distributed
 CONFIG = ModelConfig(d_model=32, d_ff=64)
 
 
-def wrapped_training(rank, world, wrapper, clip=0.0):
+def wrapped_training(rank, world, wrapper, qk_norm=False):
     """Three steps of a small model; every rank has the same batch, so the mean over ranks is exact."""
-    model = Toto.create(CONFIG, seed=0)
+    model = Toto.create(dataclasses.replace(CONFIG, qk_norm=qk_norm), seed=0)
     whole, replicas = model, None
     if wrapper in ("fsdp", "hsdp"):
         mesh = init_device_mesh("cpu", (world,))
@@ -65,10 +65,17 @@ def wrapped_training(rank, world, wrapper, clip=0.0):
     return {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}, torch.stack(norms)
 
 
-def test_models_that_torch_shards_or_replicates_train_with_the_same_bits(ranks):
-    ((expected, norms),) = ranks(1, wrapped_training, "none")
-    for world, wrapper in ((2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (2, "ddp"), (4, "ddp")):
-        for got, got_norms in ranks(world, wrapped_training, wrapper):
+@pytest.mark.parametrize(
+    ("qk_norm", "cases"),
+    [
+        (False, [(2, "fsdp"), (4, "fsdp"), (4, "hsdp"), (2, "ddp"), (4, "ddp")]),
+        (True, [(2, "fsdp"), (2, "ddp")]),
+    ],
+)
+def test_models_that_torch_shards_or_replicates_train_with_the_same_bits(ranks, qk_norm, cases):
+    ((expected, norms),) = ranks(1, wrapped_training, "none", qk_norm)
+    for world, wrapper in cases:
+        for got, got_norms in ranks(world, wrapped_training, wrapper, qk_norm):
             assert set(got) == set(expected)
             assert not [name for name, t in got.items() if not torch.equal(t, expected[name])]
             torch.testing.assert_close(got_norms, norms, rtol=1e-6, atol=0)

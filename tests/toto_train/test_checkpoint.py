@@ -267,6 +267,18 @@ def test_every_setting_has_its_line_in_the_table_and_the_docs_have_the_table():
     assert "\n".join(rows) in (Path(__file__).parents[2] / "docs" / "resuming.md").read_text()
 
 
+def test_a_setting_of_the_model_that_an_older_checkpoint_lacks_had_its_default(run):
+    folder = run.save(3, None)
+    meta = checkpoint_files.read_meta(folder)
+    del meta["config"]["model"]["qk_norm"]
+    checkpoint_files.write_meta(folder, meta)
+    other = copy.deepcopy(run.config)
+    assert checkpoint.resume(run.folder, other, run.model, run.optimizer, "data").step == 3
+    other.model.qk_norm = True
+    with pytest.raises(ConfigError, match=r"model\.qk_norm=True, but .* was made with False"):
+        checkpoint.resume(run.folder, other, run.model, run.optimizer, "data")
+
+
 def test_settings_that_may_not_change_are_refused_by_name_and_those_that_may_are_said(run, caplog):
     caplog.set_level("INFO")
     run.save(3, None)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from toto_train import coordinates
+from toto_train.coordinates import RULES
 from toto_train.model import umup
 from toto_train.optim import recipe
 
@@ -18,31 +22,59 @@ sys.path.insert(0, str(ROOT / "scripts"))
 WIDTHS, DEPTHS = (64, 128, 256), (2, 4, 8)
 
 
-def off(axis: str, rule: str) -> set[str]:
+def off(axis: str, rule: str, qk_norm: bool = False) -> set[str]:
     """Quantities whose exponent is not the expected one, on small models."""
     sizes, fixed = (WIDTHS, 2) if axis == "width" else (DEPTHS, 64)
-    return {e.quantity for e in coordinates.fit(coordinates.measure(axis, rule, sizes, fixed, 1)) if not e.held}
+    found = coordinates.fit(coordinates.measure(axis, rule, sizes, fixed, 1, qk_norm=qk_norm))
+    return {e.quantity for e in found if not e.held}
 
 
-@pytest.mark.parametrize("rule", ["spectral", "unit_scaled"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("axis", ["width", "depth"])
 def test_every_rule_has_its_exponents(axis, rule):
     assert off(axis, rule) == set()
 
 
-def test_a_rate_that_ignores_width_is_found(monkeypatch):
-    monkeypatch.setitem(recipe.LR_RULES, "unit_scaled", lambda m, n: 16.0)
-    assert off("width", "unit_scaled") == {"moved"}
+@pytest.mark.parametrize("axis", ["width", "depth"])
+def test_they_hold_with_normed_queries_and_keys(axis):
+    assert off(axis, "unit_scaled", qk_norm=True) == set()
 
 
-def test_a_rate_that_ignores_depth_is_found(monkeypatch):
-    right = recipe._route_one
+BROKEN = {
+    "spectral": lambda m, n: math.sqrt(m) / 8,  # all are the right ones at width 64
+    "unit_scaled": lambda m, n: 8.0,
+    "original": lambda m, n: math.sqrt(max(1.0, m / 64)),
+    "match_rms_adamw": lambda m, n: 1.6,
+}
 
-    def wrong(name, shapes, depth, config):
-        return right(name, shapes, 1, config)
 
-    monkeypatch.setattr(recipe, "_route_one", wrong)
-    assert "moved" in off("depth", "spectral")
+@pytest.mark.parametrize("rule", BROKEN)
+def test_a_wrong_rule_is_found_over_width(rule, monkeypatch):
+    """A root of m or n left out, as one would by mistake."""
+    monkeypatch.setitem(recipe.LR_RULES, rule, BROKEN[rule])
+    assert off("width", rule) == {"moved"}
+
+
+def reroute(monkeypatch, change) -> None:
+    """change(right, name, shapes, depth, config) decides instead of `_route_one`, with which it may begin."""
+    monkeypatch.setattr(recipe, "_route_one", partial(change, recipe._route_one))
+
+
+def test_adamw_without_its_fan_in_is_found(monkeypatch):
+    def change(right, name, shapes, depth, config):
+        found = right(name, shapes, depth, config)
+        if not found.reason.startswith("stack matrix"):
+            return found
+        return dataclasses.replace(found, multiplier=found.multiplier * math.sqrt(found.shape[1]) / 8)
+
+    reroute(monkeypatch, change)
+    assert off("width", "adamw") == {"moved"}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rate_that_ignores_depth_is_found(rule, monkeypatch):
+    reroute(monkeypatch, lambda right, name, shapes, depth, config: right(name, shapes, 1, config))
+    assert "moved" in off("depth", rule)
 
 
 def test_a_product_without_its_factor_is_found(monkeypatch):

@@ -26,6 +26,7 @@ SIZES = {
     "small": ModelConfig("small", 512, 6, 8, 1368, 1e-4),
     "grouped": ModelConfig("grouped", num_layers=6, layer_group_size=3),
     "variates-first": ModelConfig("variates-first", num_layers=4, layer_group_size=2, variate_layer_first=True),
+    "qk-norm": ModelConfig("qk-norm", qk_norm=True),
 }
 
 
@@ -115,7 +116,7 @@ def test_blocks(steps, block, horizon):
     assert difference(pair("nano"), *gappy(steps), horizon, options) <= BOUND
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "grouped", "variates-first"])
+@pytest.mark.parametrize("name", ["tiny", "small", "grouped", "variates-first", "qk-norm"])
 @pytest.mark.parametrize(
     ("steps", "horizon", "block"), [(100, 33, None), (300, 720, None), (100, 100, 32), (250, 300, 96), (96, 1000, 768)]
 )

@@ -129,12 +129,18 @@ def test_names_map_one_to_one(model):
     assert len(set(names.values())) == len(names)
 
 
-def test_a_model_without_attention_bias_exports_too(tmp_path):
+@pytest.mark.parametrize("changes", [{"attn_bias": False, "mlp_bias": True, "layer_group_size": 2}, {"qk_norm": True}])
+def test_models_of_other_architectures_export_too(changes, tmp_path):
     toto2 = pytest.importorskip("toto2", reason="the official package is installed by make test")
-    model = Toto.create(ModelConfig(attn_bias=False, mlp_bias=True, layer_group_size=2), seed=0)
+    model = Toto.create(ModelConfig("m", **changes), seed=0)
     folder = hub.save_pretrained(model, tmp_path / "m", "card")
-    toto2.Toto2Model.from_pretrained(str(folder), strict=True)
-    assert hub.load_pretrained(folder).config.layer_group_size == 2
+    peer = toto2.Toto2Model.from_pretrained(str(folder), strict=True)
+    x, ids = torch.randn(2, 3, 128, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3, dtype=torch.long)
+    theirs = peer.forecast({"target": x, "target_mask": torch.ones_like(x, dtype=torch.bool), "series_ids": ids}, 50)
+    again = hub.load_pretrained(folder)
+    assert again.config == model.config
+    ours = forecast(again.eval(), x, torch.ones_like(x, dtype=torch.bool), ids, 50)
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) <= 1e-5
 
 
 def test_model_card_has_front_matter_and_facts(folder):
@@ -192,7 +198,19 @@ SECOND = "model-00002-*"
 @pytest.mark.parametrize(
     ("made", "damage", "message"),
     [
-        ("folder", json_edit("config.json", qk_norm=True), r"export: .*another architecture: qk_norm=True"),
+        ("folder", json_edit("config.json", norm_include_weight=True), r"export: .*another architecture: norm_incl"),
+        (
+            "folder",
+            json_edit("config.json", qk_norm=True, qk_norm_include_weight=True),
+            r"another architecture: qk_norm_include_weight=True \(built here: False\)",
+        ),
+        ("folder", json_edit("config.json", qk_norm=None), "config.json lacks qk_norm"),  # officially that means true
+        ("folder", json_edit("config.json", qk_norm="yes"), "values of the wrong type: qk_norm='yes'"),
+        (
+            "folder",
+            tensors("*.safetensors", transformer__layers__0__attn__q_norm__weight=torch.ones(32)),
+            "unknown tensor transformer.layers.0.attn.q_norm.weight",
+        ),
         ("folder", json_edit("config.json", d_model="64"), "values of the wrong type: d_model='64'"),
         ("folder", json_edit("config.json", num_heads=3), "model.num_heads=3 must split"),
         ("folder", delete("config.json"), "no config.json"),

@@ -98,8 +98,20 @@ def test_an_architecture_without_a_name_is_named_by_its_settings(config, tmp_pat
     config.model.d_ff = 32
     with pytest.raises(ConfigError, match=r"model\.d_ff=32, but init_from=.*mine was made with 16; use model\.d_ff=16"):
         choose_source(config)
+    config.model = ModelConfig(**SMALL, qk_norm=True)
+    with pytest.raises(ConfigError, match=r"model\.qk_norm=True, but .* with False; use model\.qk_norm=False"):
+        choose_source(config)
     config.model = ModelConfig(**SMALL, layer_group_size=1, name="another")  # one group of one layer: the same
     assert choose_source(config) is not None
+
+
+def test_a_model_with_normed_queries_and_keys_can_be_started_from(config, tmp_path):
+    config.model.qk_norm = True
+    model = Toto.create(config.model, 0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(5)
+    assert start(config, hub.save_pretrained(model, tmp_path / "export", "card")) == 5
 
 
 def test_a_run_that_has_begun_goes_on_whatever_init_from_says(run, config, caplog):

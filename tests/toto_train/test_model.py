@@ -8,10 +8,11 @@ import torch
 
 from toto_train import hub
 from toto_train.config import Config, ModelConfig
+from toto_train.model.attention import make_xpos_table
 from toto_train.model.decoder import MaskFlags, group_ids
 from toto_train.model.scaler import causal_loc_scale
 from toto_train.model.toto import Prediction, Toto, mask_flags
-from toto_train.model.umup import set_replicas
+from toto_train.model.umup import residual, set_replicas
 from toto_train.objective import loss_sum, patch_mask
 from toto_train.plan import plan
 
@@ -27,8 +28,8 @@ SIZES = {
 
 
 def config(name: str) -> ModelConfig:
-    if name == "nano":
-        return ModelConfig()
+    if name.startswith("nano"):
+        return ModelConfig(qk_norm=name == "nano qk_norm")
     d, layers, heads, d_ff, eps, _ = SIZES[name]
     return ModelConfig(name, d, layers, heads, d_ff, eps)
 
@@ -96,6 +97,8 @@ CASES = [
     pytest.param("tiny", False, False, True, id="tiny-several-series"),
     pytest.param("tiny", True, True, True, id="tiny-everything"),
     pytest.param("small", True, True, True, id="small-everything"),
+    pytest.param("nano qk_norm", False, False, False, id="nano-qk_norm-plain"),
+    pytest.param("nano qk_norm", True, True, True, id="nano-qk_norm-everything"),
 ]
 
 
@@ -134,6 +137,8 @@ def steps_of_the_official_run():
         ("tiny", 1, 1, True),
         ("tiny", 4, 8, True),
         ("small", 1, 1, True),
+        ("nano qk_norm", 1, 1, False),
+        ("nano qk_norm", 4, 8, True),
     ],
 )
 @pytest.mark.parametrize("labelled", [False, True])
@@ -159,6 +164,7 @@ def test_gradients_are_the_official_ones(steps_of_the_official_run, name, accumu
         {"attn_bias": False, "mlp_bias": True},
         {"mlp_bias": True, "layer_group_size": 2},
         {"variate_layer_first": True},
+        {"qk_norm": True, "attn_bias": False, "layer_group_size": 2},
     ],
 )
 def test_gradients_of_other_architectures_are_the_official_ones(changes):
@@ -174,10 +180,45 @@ def test_gradients_of_other_architectures_are_the_official_ones(changes):
     assert max(errors.values()) <= 1e-4, errors
 
 
-def test_bf16_gradients_point_where_those_of_fp32_do():
+def test_the_eps_of_a_norm_of_queries_and_keys_is_the_official_one():
+    """Small queries and keys, beside which it counts; their size would else be gone."""
+    model = random_model("nano qk_norm")
+    x, mask, visible, ids = batch(12 * PATCH, True, True, True)
+    found = []
+    for shrink in (1.0, 0.02):
+        with torch.no_grad():
+            for layer in model.layers:
+                layer.attn.in_proj.weight[:128] *= shrink
+                layer.attn.in_proj.bias[:128] *= shrink
+            found.append(model(x, mask, visible, ids).z)
+            theirs = official_prediction(official(model).eval(), x, mask, visible, ids).z
+        assert relative(found[-1], theirs) <= 1e-5
+    assert relative(*found) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("over_time", [False, True])
+def test_normed_queries_and_keys_compile_to_one_graph_with_the_same_gradients(over_time):
+    torch._dynamo.reset()
+    attn = next(layer.attn for layer in random_model("nano qk_norm").layers if layer.over_time == over_time)
+    generator = torch.Generator().manual_seed(0)
+    table = make_xpos_table(0, 8, 4, 16, torch.device("cpu")) if over_time else None
+    x, g = torch.randn(2, 2, 8, 64, generator=generator)
+    found = []
+    for run in (attn.forward, torch.compile(attn.forward, backend="aot_eager", fullgraph=True)):
+        start = x.clone().requires_grad_(True)
+        out = run(start, table, None, residual(0.5), 16)
+        found.append([out, *torch.autograd.grad(out, [start, *attn.parameters()], g)])
+    for eager, compiled in zip(*found, strict=True):
+        assert relative(compiled, eager) <= 1e-5
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["nano", "nano qk_norm"])
+def test_bf16_gradients_point_where_those_of_fp32_do(name):
     gradients = []
     for enabled in (False, True):
-        model = random_model("nano").train()
+        model = random_model(name).train()
         x, mask, visible, ids = batch(8 * PATCH, True, True, True)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             prediction = model(x, mask, visible, ids)
@@ -185,9 +226,9 @@ def test_bf16_gradients_point_where_those_of_fp32_do():
         (loss / weight).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.ndim > 1})
     exact, rounded = gradients
-    for name in exact:
-        assert rounded[name].dtype == torch.float32
-        assert torch.cosine_similarity(rounded[name].flatten(), exact[name].flatten(), dim=0) > 0.995, name
+    for n in exact:
+        assert rounded[n].dtype == torch.float32
+        assert torch.cosine_similarity(rounded[n].flatten(), exact[n].flatten(), dim=0) > 0.995, n
 
 
 @pytest.mark.parametrize(("offset", "spread"), [(0, 1e-3), (1e9, 100), (1e30, 1e28), (3e38, 0)])
@@ -232,11 +273,12 @@ def test_gradients_do_not_depend_on_how_the_global_batch_is_split(parts):
         assert relative(gradients[1][name], expected) <= 1e-5 or expected.abs().max() < 1e-9, name
 
 
+@pytest.mark.parametrize("name", ["nano", "nano qk_norm"])
 @pytest.mark.parametrize("recompute", [1, 4])
-def test_recomputing_layers_changes_no_gradient(recompute):
+def test_recomputing_layers_changes_no_gradient(recompute, name):
     gradients = []
     for layers in (0, recompute):
-        model = random_model("nano").train()
+        model = random_model(name).train()
         model.recompute = layers
         x, mask, visible, ids = batch(8 * PATCH, True, True, True)
         loss, _ = loss_sum(model(x, mask, visible, ids), x, mask, visible, PATCH, 20.0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from toto_train.config import ModelConfig
 from toto_train.model.fused import add_projection, queries_keys_values
+from toto_train.model.qk_norm import normed_queries_keys_values
 from toto_train.model.umup import Residual, ScaledLinear
 
 ROTARY_BASE = 10_000.0
@@ -63,7 +64,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, over_time: bool):
         super().__init__()
         self.heads, self.head_dim, self.over_time = config.num_heads, config.head_dim, over_time
-        self.eps = config.norm_eps
+        self.eps, self.qk_norm = config.norm_eps, config.qk_norm
         inner = self.heads * self.head_dim
         self.in_proj = ScaledLinear(config.d_model, 3 * inner, config.attn_bias, constrained=True)
         self.out_proj = ScaledLinear(inner, config.d_model, config.attn_bias, constrained=True)
@@ -85,7 +86,8 @@ class Attention(nn.Module):
         (time) or full attention (variates). rows: nominal number of patches, for `ScaledLinear.factors`.
         """
         into, out = self.in_proj, self.out_proj
-        q, k, v, skip = queries_keys_values(
+        project = normed_queries_keys_values if self.qk_norm else queries_keys_values
+        q, k, v, skip = project(
             x, into.weight, into.bias, self.per_dim_scale, table, self.heads, self.eps, into.factors(rows), residual
         )
         if cache is not None:

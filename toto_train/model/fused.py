@@ -2,11 +2,9 @@
 
 Unit scaling asks for factors that differ between forward and backward, so the gradients are written by hand anyway.
 That leaves room: factors and residual sums ride in the matrix products (alpha, beta and an output that accumulates),
-norms and hidden activations are computed again in the backward, and gradients are finished in place. Notation, with
-d = x.shape[-1]: r = sqrt(|x|^2 + eps d), u = x / r, so that rms_norm(x) = sqrt(d) u. Formulas: u-muP,
-arXiv 2407.17465; which gradient takes which factor: `umup.py`.
-
-Activations keep their dtype (float32 or bfloat16); weights are cast to it, row statistics are float32.
+norms and hidden activations are computed again in the backward, and gradients are finished in place. Weights are cast
+to the dtype of activations. Formulas: u-muP, arXiv 2407.17465; which gradient takes which factor: `umup.py`; notation:
+`kernels.py`.
 """
 
 from __future__ import annotations
@@ -19,64 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from toto_train.model.kernels import affine, bias_grad, inverse_norm, norm_grad, product, unit, weight_grad
 from toto_train.model.umup import LN2, SILU_SCALE, Factors, Residual
-
-
-def affine(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """(x W^T) * scale + bias * scale in one product; x [N, in], weight [out, in]; the bias carries its own factor."""
-    if bias is None:
-        return _product(x, weight.t(), scale)
-    return torch.addmm(bias, x, weight.t(), beta=scale, alpha=scale)
-
-
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """a b * scale; with beta = 0 what stands first in addmm is not read."""
-    return torch.addmm(b[0], a, b, beta=0.0, alpha=scale)
-
-
-def _weight_grad(g: Tensor, x: Tensor, scale: float) -> Tensor:
-    """g^T x * scale, float32; g [N, out], x [N, in]."""
-    return _product(g.t(), x, scale).float()
-
-
-def _bias_grad(g: Tensor, scale: float) -> Tensor:
-    return g.sum(0, dtype=torch.float32).mul_(scale)
-
-
-def _inverse_norm(x: Tensor, eps: float) -> Tensor:
-    """1 / r [N, 1], float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().add_(eps * x.shape[-1]).rsqrt_()
-
-
-def _unit(x: Tensor, inverse: Tensor) -> Tensor:
-    """u = x / r in the dtype of x."""
-    if x.dtype == inverse.dtype or torch.compiler.is_compiling():
-        return (x * inverse).to(x.dtype)
-    return torch.mul(x, inverse, out=torch.empty_like(x))
-
-
-def _norm_grad(gh: Tensor, u: Tensor, inverse: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(p, q [N, 1]) with p q = scale times the gradient of rms_norm's input; gh [N, d] is overwritten.
-
-    d(sqrt(d) x / r) applied to gh is sqrt(d)/r (gh - u <u, gh>).
-    """
-    along = (u * gh).sum(-1, keepdim=True)
-    return gh.addcmul_(u, along, value=-1), (inverse * (scale * math.sqrt(u.shape[-1]))).to(gh.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
-        inverse = _inverse_norm(x, eps)
+        inverse = inverse_norm(x, eps)
         ctx.save_for_backward(x, inverse)
-        return _unit(x, inverse * math.sqrt(x.shape[-1]))
+        return unit(x, inverse * math.sqrt(x.shape[-1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, inverse = ctx.saved_tensors
-        p, q = _norm_grad(grad.clone(), _unit(x, inverse), inverse, 1.0)
+        p, q = norm_grad(grad.clone(), unit(x, inverse), inverse, 1.0)
         return p.mul_(q), None
 
 
@@ -119,13 +75,13 @@ class _Queries(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         batch, length, d = x.shape
         flat = x.reshape(-1, d)
-        inverse = _inverse_norm(flat, eps)
+        inverse = inverse_norm(flat, eps)
         rows = _query_scale(p)
         scaled = (weight.view(3, heads, -1, d) * rows).view(weight.shape).to(x.dtype)
         into = None
         if bias is not None:  # alpha holds sqrt(d), the bias must not
             into = (bias.view(3, heads, -1) * (rows[..., 0] / math.sqrt(d))).flatten().to(x.dtype)
-        qkv = affine(_unit(flat, inverse), scaled, into, f.out * math.sqrt(d)).view(batch, length, 3, heads, -1)
+        qkv = affine(unit(flat, inverse), scaled, into, f.out * math.sqrt(d)).view(batch, length, 3, heads, -1)
         if table is not None:
             rotate_(qkv[:, :, :2, :, : 2 * table.shape[-2]], table)
         ctx.save_for_backward(flat, inverse, weight, bias, p, rows)
@@ -144,9 +100,9 @@ class _Queries(torch.autograd.Function):
             rotate_(g[:, :, :2, :, : 2 * table.shape[-2]], table, inverse=True)
         g = g.view(-1, weight.shape[0])
         scaled = (weight.view(3, heads, -1, d) * rows).view(weight.shape).to(flat.dtype)
-        u = _unit(flat, inverse)
-        grad_w = _weight_grad(g, u, f.weight * math.sqrt(d)).view(3, heads, -1, d)
-        grad_b = None if bias is None else _bias_grad(g, f.weight).view(3, heads, -1)
+        u = unit(flat, inverse)
+        grad_w = weight_grad(g, u, f.weight * math.sqrt(d)).view(3, heads, -1, d)
+        grad_b = None if bias is None else bias_grad(g, f.weight).view(3, heads, -1)
         # f.out / f.weight * along is sum(g q), q before its scale: read off the gradients of the projection's rows
         along = (weight.view_as(grad_w)[0] * grad_w[0]).sum((0, 2))
         if grad_b is not None:
@@ -155,7 +111,7 @@ class _Queries(torch.autograd.Function):
         grad_w = grad_w.mul_(rows).view(weight.shape)
         if grad_b is not None:
             grad_b = grad_b.mul_(rows[..., 0]).flatten()
-        part, row = _norm_grad(_product(g, scaled, f.x), u, inverse, residual.branch)
+        part, row = norm_grad(product(g, scaled, f.x), u, inverse, residual.branch)
         grad_x = (gskip.reshape(-1, d) * residual.skip).addcmul_(part, row).view(shape)
         return grad_x, grad_w, grad_b, grad_p, None, None, None, None, None
 
@@ -191,8 +147,8 @@ class _AddProjection(torch.autograd.Function):
         flat, weight = ctx.saved_tensors
         f, has_bias, shape = ctx.constants
         g = grad.reshape(-1, grad.shape[-1])
-        grad_a = _product(g, weight.to(g.dtype), f.x).view(shape)
-        return grad, grad_a, _weight_grad(g, flat, f.weight), _bias_grad(g, f.weight) if has_bias else None, None, None
+        grad_a = product(g, weight.to(g.dtype), f.x).view(shape)
+        return grad, grad_a, weight_grad(g, flat, f.weight), bias_grad(g, f.weight) if has_bias else None, None, None
 
 
 def add_projection(
@@ -230,9 +186,9 @@ class _GatedMLP(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         flat = x.reshape(-1, x.shape[-1])
         d, dtype = flat.shape[-1], x.dtype
-        inverse = _inverse_norm(flat, eps)
+        inverse = inverse_norm(flat, eps)
         bias = None if b1 is None else (b1 / math.sqrt(d)).to(dtype)
-        y = affine(_unit(flat, inverse), w1.to(dtype), bias, f1.out * math.sqrt(d))
+        y = affine(unit(flat, inverse), w1.to(dtype), bias, f1.out * math.sqrt(d))
         gate, up = y.chunk(2, dim=-1)
         act = F.silu(up)
         scale = f2.out * residual.branch
@@ -249,15 +205,15 @@ class _GatedMLP(torch.autograd.Function):
         d, dtype = flat.shape[-1], flat.dtype
         g = grad.reshape(-1, d)
         gate, up = y.chunk(2, dim=-1)
-        grad_w2 = _weight_grad(g, gate * act, f2.weight)
-        gh = _product(g, w2.to(dtype), f2.x)
+        grad_w2 = weight_grad(g, gate * act, f2.weight)
+        gh = product(g, w2.to(dtype), f2.x)
         gy = _gate_grad(gh, gate, up, act)
-        u = _unit(flat, inverse)
-        grad_w1 = _weight_grad(gy, u, f1.weight * math.sqrt(d))
-        part, row = _norm_grad(_product(gy, w1.to(dtype), f1.x), u, inverse, residual.branch)
+        u = unit(flat, inverse)
+        grad_w1 = weight_grad(gy, u, f1.weight * math.sqrt(d))
+        part, row = norm_grad(product(gy, w1.to(dtype), f1.x), u, inverse, residual.branch)
         grad_x = (g * residual.skip).addcmul_(part, row).view(grad.shape)
-        grad_b1 = _bias_grad(gy, f1.weight) if has_b1 else None
-        return grad_x, grad_w1, grad_b1, grad_w2, _bias_grad(g, f2.weight) if has_b2 else None, None, None, None, None
+        grad_b1 = bias_grad(gy, f1.weight) if has_b1 else None
+        return grad_x, grad_w1, grad_b1, grad_w2, bias_grad(g, f2.weight) if has_b2 else None, None, None, None, None
 
 
 def gated_mlp(
@@ -297,19 +253,19 @@ class _ResidualMLP(torch.autograd.Function):
         (f1, f2, f3), dtype = ctx.f, flat.dtype
         a = affine(flat, w1.to(dtype), b1.to(dtype), f1.out) if kept is None else kept
         g = grad.reshape(-1, grad.shape[-1])
-        grad_w2 = _weight_grad(g, F.silu(a), f2.weight * SILU_SCALE)
-        ga = _silu_grad_(_product(g, w2.to(dtype), f2.x * SILU_SCALE), a)
+        grad_w2 = weight_grad(g, F.silu(a), f2.weight * SILU_SCALE)
+        ga = _silu_grad_(product(g, w2.to(dtype), f2.x * SILU_SCALE), a)
         total = g.sum(0, dtype=torch.float32)
         grad_x = None
         if ctx.needs_input_grad[0]:
             half = math.sqrt(0.5)
-            grad_x = _product(g, w3.to(dtype), half * f3.x)
+            grad_x = product(g, w3.to(dtype), half * f3.x)
             grad_x = grad_x.addmm_(ga, w1.to(dtype), alpha=half * f1.x).view(ctx.shape)
         return (
             grad_x, None,
-            _weight_grad(ga, flat, f1.weight), _bias_grad(ga, f1.weight),
+            weight_grad(ga, flat, f1.weight), bias_grad(ga, f1.weight),
             grad_w2, total * f2.weight,
-            _weight_grad(g, flat, f3.weight), total * f3.weight,
+            weight_grad(g, flat, f3.weight), total * f3.weight,
         )  # fmt: skip
 
 

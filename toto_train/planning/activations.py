@@ -4,6 +4,7 @@ What `fused.py`, `attention.py` and `objective.py` keep for the backward pass, a
 patch, with d = d_model, f = d_ff, H heads, O = patch_size x 9 outputs and b bytes an activation:
 
     a layer              6 d b     its input, q, k, v, attention's output, the MLP's input
+      under qk_norm      2 d b     q and k before their norm, and 8 H for its sums
                          3 f b     gate, up, silu(up)
                          4 H + 8   sums of softmax, two norms
     a recomputed layer   d b       its input
@@ -79,7 +80,8 @@ class Activations:
         m = self.config.model
         span = self.positions if over_time(m, i) else self.config.data.variates
         mask = self.patches * span * self.itemsize if self.masks else 0  # attention adds it, in its own dtype
-        return self.stream(6) + self.hidden(3) + self.patches * (2 + m.num_heads) * FLOAT + mask
+        sums = 2 + (3 if m.qk_norm else 1) * m.num_heads
+        return self.stream(8 if m.qk_norm else 6) + self.hidden(3) + self.patches * sums * FLOAT + mask
 
     def kept(self, i: int) -> int:
         """What layer i keeps until its backward pass."""
