@@ -11,6 +11,8 @@ branch: every trial goes on from the newest checkpoint of a run (the decay round
 
 from __future__ import annotations
 
+import copy
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ import optuna
 
 from toto_train.arguments import parse
 from toto_train.cli import config_from_overrides
-from toto_train.config import ConfigError
+from toto_train.config import Config, ConfigError
+from toto_train.config_check import check
 from toto_train.search import SAMPLERS, Round, Search
 from toto_train.search_finals import freeze
 from toto_train.search_report import write_report
 from toto_train.search_runs import Runs
+from toto_train.swept_setting import give
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS: dict[str, Any] = {"trials": 30, "finalists": 3, "seeds": 3, "sampler": "tpe", "branch": "", "keep": False,
@@ -37,6 +41,7 @@ def main(argv: list[str]) -> int:
     args = parse(__doc__, own, required={"round": str, "out": str}, optional=OPTIONS)
     try:
         search = read(args, base)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its run saves, and so goes on
         search.work(lambda text: (print(text, flush=True), write_report(search, search.folder / "report.html"))[0])
         print(f"report: {write_report(search, search.folder / 'report.html')}")
         won = search.won()
@@ -72,11 +77,24 @@ def read(args: dict[str, Any], base: list[str]) -> Search:
         raise ConfigError([f"{search_round.name}: shares: {sorted(unknown)} are not in data.mixture ({known})"])
     for key in search_round.space:
         lookup(config, key)
+    if problems := impossible(search_round, config):
+        raise ConfigError(problems)
     folder = Path(args["out"])
     folder.mkdir(parents=True, exist_ok=True)
     branch = Path(args["branch"]) if args["branch"] else None
     runs = Runs(folder, [sys.executable, str(ROOT / "train.py")], base, config.schedule.max_steps, branch, args["keep"])
     return Search(search_round, runs, args["trials"], args["finalists"], args["seeds"], args["sampler"], args["seed"])
+
+
+def impossible(search_round: Round, config: Config) -> list[str]:
+    """What is wrong with the ends of a round's ranges, and with each of its choices, all else being as it is."""
+    problems: dict[str, None] = {}
+    for key, of in search_round.space.items():
+        for value in next(v for kind, v in of.items() if kind in ("values", "int", "uniform", "log") and v is not True):
+            tried = copy.deepcopy(config)
+            give(tried, key, value)
+            problems |= dict.fromkeys(f"{search_round.name}: {key}={value}: {why}" for why in check(tried))
+    return list(problems)
 
 
 def lookup(config: Any, key: str) -> Any:

@@ -1,14 +1,18 @@
-"""Does the best learning rate stay as the model grows? python scripts/transfer.py out=DIR [key=value ...]
+"""Does the best learning rate, or another setting, stay as the model grows? python scripts/transfer.py out=DIR [...]
 
-Trains models of several widths, or of several depths, at several learning rates on the same rows. Prints tables and
-draws out/lr_transfer.png (final loss against learning rate, a line a size, a panel a rule) and out/optimizers.png (loss
-curves of every rule's best rate at one size). Every finished run is kept in out/: the same command again, or one with
-more rules, sizes, rates or seeds, trains only what is missing.
+Trains models of several widths, or of several depths, at several values of one setting on the same rows. Prints tables
+and draws out/lr_transfer.png (final loss against learning rate, a line a size, a panel a rule) and out/optimizers.png
+(loss curves of every rule's best rate at one size). Every finished run is kept in out/: the same command again, or one
+with more rules, sizes, values or seeds, or another setting, trains only what is missing.
 
 rules=spectral,unit_scaled    what trains the matrices of the stack: NorMuon with that rule for its learning rate
                     (spectral, unit_scaled, original, match_rms_adamw), muon (spectral, rows not normalised) or adamw.
                     All else is the published recipe; its AdamW trains the other parameters at the recipe's rate
 lr.RULE=0.1,0.2,0.4 peak learning rates of the stack to try under a rule
+setting=optimizer.normuon.momentum values=0.9,0.95,0.98   what is swept instead, any number of optimizer, schedule or
+                    objective; the rate of a rule then is lr.RULE=, one value, or the middle one of its range. Pictures
+                    begin with the setting's name; the axis is logarithmic where all values are positive and their steps
+                    at least as even in ratio as in difference. What objective sets is compared by measure=heldout
 widths=64,128,256 depths=4   or one width and several depths, as in widths=64 depths=2,4,8
 head_width=32       of attention
 seeds=0             of initial weights and of rows
@@ -22,6 +26,7 @@ processes=1         runs at a time, each of one thread
 
 from __future__ import annotations
 
+import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -31,7 +36,9 @@ from tqdm import tqdm
 
 from toto_train import transfer_report as report
 from toto_train.arguments import fail_on, parse
-from toto_train.transfer import RULES, Result, Shared, Trial, read_results, sweep
+from toto_train.swept_setting import STACK_LR, kind_of
+from toto_train.transfer import RULES, Result, Shared, Trial
+from toto_train.transfer_folder import read_results, sweep
 
 RATES = {
     "spectral": "0.08,0.16,0.33,0.65,1.3",
@@ -48,7 +55,8 @@ SHARED: dict[str, Any] = {
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "rules": "spectral,unit_scaled", **{f"lr.{rule}": rates for rule, rates in RATES.items()}, "widths": "64,128,256",
-    "depths": "4",     "seeds": "0", **SHARED, "measure": "train", "at": 128, "processes": 1,
+    "depths": "4", "setting": STACK_LR, "values": "", "seeds": "0", **SHARED, "measure": "train",
+    "at": 128, "processes": 1,
 }  # fmt: skip
 
 
@@ -57,6 +65,8 @@ def main(argv: list[str]) -> int:
     trials, out, measure = grid(args), Path(args["out"]), args["measure"]
     if measure not in report.MEASURES:
         raise ValueError(f"measure={measure!r} must be one of {', '.join(report.MEASURES)}")
+    if measure == "train" and args["setting"].startswith("objective."):
+        raise ValueError(f"setting={args['setting']} changes what the training loss measures; give measure=heldout")
     if args["processes"] < 1:
         raise ValueError(f"processes={args['processes']} must be positive")
     missing = len(set(trials) - set(read_results(out)))
@@ -69,11 +79,12 @@ def main(argv: list[str]) -> int:
         results, failed = sweep(out, trials, Shared(**{k: args[k] for k in SHARED}), args["processes"], tell)
     if results:
         print("\n" + report.transfer_table(results, measure))
-        print(report.draw_transfer(results, measure, out / "lr_transfer.png"))
+        print(report.draw_transfer(results, measure, out / f"{args['setting']}_transfer.png"))
     compared = [r for r in results if r.trial.width == args["at"]]
     if len({r.trial.rule for r in compared}) > 1 and len({r.trial.depth for r in compared}) == 1:
         print("\n" + report.comparison_table(compared, measure))
-        print(report.draw_comparison(compared, measure, out / "optimizers.png"))
+        what = "" if args["setting"] == STACK_LR else f"{args['setting']}_"
+        print(report.draw_comparison(compared, measure, out / f"{what}optimizers.png"))
     print(f"{len(results)} runs, {sum(r.cpu_seconds for r in results) / 60:.1f} CPU minutes: {out / 'results.jsonl'}")
     for trial, why in failed.items():
         print(f"transfer: {trial} failed: {why}", file=sys.stderr)
@@ -89,14 +100,31 @@ def grid(args: dict[str, Any]) -> list[Trial]:
     if len(widths) > 1 and len(depths) > 1:
         raise ValueError(f"widths={args['widths']} depths={args['depths']}: give several of one, and one of the other")
     rates = {rule: numbers(args, f"lr.{rule}", float) for rule in rules}
+    kind, setting = kind_of(args["setting"]), args["setting"]
     cells = product(sorted(widths, reverse=True), sorted(depths, reverse=True), rules, seeds)
-    return [Trial(rule, width, depth, lr, seed) for width, depth, rule, seed in cells for lr in rates[rule]]
+    if setting == STACK_LR:
+        if args["values"]:
+            raise ValueError(f"values={args['values']} needs setting=; learning rates of the stack are lr.RULE=")
+        return [Trial(rule, width, depth, lr, seed) for width, depth, rule, seed in cells for lr in rates[rule]]
+    if not args["values"]:
+        raise ValueError(f"setting={setting} needs values=, such as values=0.9,0.95,0.98")
+    for rule in rules:
+        if args[f"lr.{rule}"] == RATES[rule]:
+            rates[rule] = rates[rule][len(rates[rule]) // 2 :]
+        elif len(rates[rule]) > 1:
+            raise ValueError(f"lr.{rule}={args[f'lr.{rule}']}: one rate, where setting={setting} is swept")
+    values = numbers(args, "values", kind)
+    return [Trial(rule, width, depth, rates[rule][0], seed, setting, value)
+            for width, depth, rule, seed in cells for value in values]  # fmt: skip
 
 
 def numbers(args: dict[str, Any], key: str, kind: type) -> list[Any]:
     """'1,2,4' -> [1, 2, 4]; each once."""
     try:
-        return list(dict.fromkeys(kind(text) for text in args[key].split(",")))
+        found = [kind(text) for text in args[key].split(",")]
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return list(dict.fromkeys(found))
     except ValueError:
         raise ValueError(
             f"{key}={args[key]!r} must be numbers with commas between, each of type {kind.__name__}"

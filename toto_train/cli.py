@@ -34,11 +34,11 @@ ConfigStore.instance().store("defaults", OmegaConf.create(dataclasses.asdict(Con
 
 
 def main(argv: list[str], configs: Path) -> int:
-    """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help, -m) go to Hydra."""
+    """Run train.py's command line; returns the exit status. Hydra's own flags (--cfg, --help) go to Hydra."""
     end_as_init()
     log_to_stderr(logging.INFO)
     if any(a.startswith("-") for a in argv):
-        return guarded(lambda: _by_hydra(argv, configs))
+        return guarded(lambda: by_hydra(argv, configs))
     return guarded(lambda: _run(config_from_overrides(argv, configs)))
 
 
@@ -77,7 +77,8 @@ def _run(config: Config) -> None:
     launch(config)
 
 
-def _by_hydra(argv: list[str], configs: Path) -> None:
+def by_hydra(argv: list[str], configs: Path) -> None:
+    """Have Hydra show, or run by one of its launchers; ends with SystemExit where that fails."""
     flags = [a for a in argv if "=" not in a or a.startswith("-")]  # and their values: --cfg job
     problems, good = _split_overrides([a for a in argv if a not in flags], configs)
     if problems:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger
 
 from data_pipelines.shards import ShardSet
@@ -40,6 +41,7 @@ from toto_train.forecast import Forecaster
 from toto_train.initial import choose_source
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
+from toto_train.optim.orthogonalize import multiplies_bf16
 from toto_train.optim.recipe import describe_routing
 from toto_train.parallel import build, make_optimizer
 from toto_train.parallel import trainer as make_trainer
@@ -80,6 +82,9 @@ def run(config: Config) -> None:
                 check_shared(folder, ranks)
             if ranks.first:
                 log.info("%s\n", describe(config))
+                if config.parallel.precision != "fp32" and not multiplies_bf16(torch.device(device)):
+                    log.warning("parallel.precision=%s will be slow: this %s has no instructions for bf16; leave it at "
+                                "fp32 here", config.parallel.precision, device)  # fmt: skip
             model = build(config, ranks)
             optimizer = make_optimizer(config, model)
             position = checkpoint.resume(folder, config, model, optimizer, fingerprint, data.order.facts)

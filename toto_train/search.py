@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,9 +129,10 @@ class Search:
             pass
         jobs = [(name, values, seed) for name, values in self.finalists_and_base() for seed in self.final_seeds]
         for name, values, seed in jobs:
+            begin = time.monotonic()
             outcome = self.runs.run(name_of(values), values, seed, lambda step, score: False)
             if outcome is not None:  # else another worker has it
-                tell(f"{name}, seed {seed}: {outcome}")
+                tell(f"{name}, seed {seed}: {outcome} ({_minutes(begin)})")
 
     def _take_trial(self, tell: Callable[[str], None]) -> bool:
         """Run one more trial; False where there are enough."""
@@ -141,6 +143,7 @@ class Search:
             return False
         study = self.study(draw=len(known))
         trial = study.ask()
+        begin = time.monotonic()
         is_base = trial.number == 0 or trial.user_attrs.get("values") == {}
         values = {} if is_base else self.round.draw(trial)
         with self.runs.claim(f"{name_of(values)}-s0") as mine:
@@ -148,6 +151,7 @@ class Search:
                 outcome = Outcome("failed", why="drawn before")
             else:
                 trial.set_user_attr("values", values)  # once it is claimed: see `_take_up`
+                tell(f"trial {trial.number} begins; its output: {self.runs.log(name_of(values), 0)}")
 
                 def behind(step: int, score: float) -> bool:
                     trial.report(score, step)
@@ -157,7 +161,7 @@ class Search:
             trial.set_user_attr("why", outcome.why)
             state = {"done": TrialState.COMPLETE, "behind": TrialState.PRUNED}.get(outcome.state, TrialState.FAIL)
             study.tell(trial, outcome.score if state == TrialState.COMPLETE else None, state)
-        tell(f"trial {trial.number}: {outcome}  {_text(values) or 'the settings as they are'}")
+        tell(f"trial {trial.number}: {outcome} ({_minutes(begin)})  {_text(values) or 'the settings as they are'}")
         return True
 
     def _take_up(self, study: optuna.Study) -> None:
@@ -228,6 +232,10 @@ def _wrong(of: Any) -> str:
         isinstance(bounds, list) and len(bounds) == 2 and bounds[0] < bounds[1] and (bounds[0] > 0 or "log" not in of)
     )
     return "" if good else f"needs [low, high] with low < high (above 0 on a log scale), got {bounds}"
+
+
+def _minutes(begin: float) -> str:
+    return f"{(time.monotonic() - begin) / 60:.1f} min"
 
 
 def _text(values: Values) -> str:

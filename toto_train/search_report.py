@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from toto_train.evaluation.page import write_page
 from toto_train.evaluation.plots import ACCENT, GRID, MUTED, SECOND, STYLE, svg
 from toto_train.search import Search
-from toto_train.search_finals import BASE, LEVEL, Final, noise
+from toto_train.search_finals import BASE, LEVEL, Final, Values, noise
 
 LEAST = 8
 """Complete trials from which importances say anything."""
@@ -28,11 +28,14 @@ def write_report(search: Search, path: Path) -> Path:
     """The page as things stand; a round that is under way has one too."""
     study = search.study()
     trials = study.get_trials(deepcopy=False)
-    done = [t for t in search.finished() if t.params]
+    ended = search.finished()
+    done = [t for t in ended if t.params]
+    base = next((t.value for t in ended if t.user_attrs.get("values") == {}), None)
     finals = search.finals()
     sections = [_summary(search, trials, finals), _finals(finals)]
     if done:
-        sections.append(f"<section><h2>Every setting alone</h2>{_slices(done)}</section>")
+        dashed = "<p>Dashed: the settings as they were.</p>"
+        sections.append(f"<section><h2>Every setting alone</h2>{_slices(done, base)}{dashed}</section>")
         sections.append(f"<section><h2>All settings together</h2>{_parallel(done)}</section>")
     if len(done) >= LEAST:
         sections.append(f"<section><h2>Importance</h2>{_importances(study)}</section>")
@@ -74,34 +77,35 @@ def _finals(finals: Sequence[Final]) -> str:
     for f in finals:
         gain = f"{base.mean - f.mean:+.4f}{error}" if base is not None and base is not f else ""
         scores = ", ".join(f"{s:.4f}" for s in f.scores)
-        settings = escape(_text(f.values)) or "as they were"
-        rows.append(
-            f"<tr><th>{f.name}</th><td>{f.mean:.4f}</td><td>{gain}</td><td>{scores}</td>"
-            f'<td class="text">{settings}</td></tr>'
-        )
+        rows.append(([f.name, f"{f.mean:.4f}", gain, scores], f.values))
     return f"<section><h2>Finals</h2>{_card(('choice', 'mean', 'lower than base ± se', 'by seed'), rows)}</section>"
 
 
 def _table(trials: Sequence[FrozenTrial]) -> str:
     rows = []
     for t in sorted(trials, key=lambda t: (t.value is None, t.value or 0.0, t.number)):
-        score = f"{t.value:.4f}" if t.value is not None else escape(t.user_attrs.get("why", ""))
-        settings = escape(_text(t.user_attrs.get("values", {})))
-        rows.append(
-            f"<tr><th>{t.number}</th><td>{t.state.name.lower()}</td><td>{score}</td>"
-            f'<td class="text">{settings}</td></tr>'
-        )
-    return f"<section><h2>Trials</h2>{_card(('trial', 'state', 'score'), rows)}</section>"
+        score = f"{t.value:.4f}" if t.value is not None else t.user_attrs.get("why", "")
+        minutes = f"{t.duration.total_seconds() / 60:.1f}" if t.duration else ""
+        rows.append(([str(t.number), t.state.name.lower(), score, minutes], t.user_attrs.get("values", {})))
+    return f"<section><h2>Trials</h2>{_card(('trial', 'state', 'score', 'minutes'), rows)}</section>"
 
 
-def _card(names: Sequence[str], rows: Sequence[str]) -> str:
-    """A table of those columns and the settings."""
-    head = "".join(f"<th>{name}</th>" for name in names) + '<th class="text">settings</th>'
-    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def _card(names: Sequence[str], rows: Sequence[tuple[list[str], Values]]) -> str:
+    """A table of those columns, and one for each setting."""
+    keys = list(dict.fromkeys(key for _, values in rows for key in values))
+    head = "".join(f"<th>{name}</th>" for name in names)
+    head += "".join(f"<th>{escape(key).replace('.', '.&#8203;')}</th>" for key in keys)
+    body = ""
+    for (first, *cells), values in rows:
+        told = "".join(f"<td>{escape(str(values.get(key, '')))}</td>" for key in keys)
+        if not values and keys:
+            told = f'<td class="text" colspan="{len(keys)}">as they were</td>'
+        body += f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}{told}</tr>"
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _slices(done: Sequence[FrozenTrial]) -> str:
-    """Score against each setting, all other settings being what they were."""
+def _slices(done: Sequence[FrozenTrial], base: float | None) -> str:
+    """Score against each setting, whatever the others were; a line where the settings as they were stand."""
     keys = list(dict.fromkeys(key for t in done for key in t.params))
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
@@ -114,6 +118,8 @@ def _slices(done: Sequence[FrozenTrial]) -> str:
             axes.scatter(places, [t.value for t in of], s=14, color=ACCENT, alpha=0.75, linewidth=0)
             best = int(np.argmin([float(t.value or 0.0) for t in of]))
             axes.plot(places[best], of[best].value, "o", markersize=8, markerfacecolor="none", markeredgecolor=SECOND)
+            if base is not None:
+                axes.axhline(base, color=MUTED, linewidth=0.8, linestyle="--")
             axes.set_title(key, loc="left", fontsize=9)
             _mark(axes, ticks)
         for axes in panels[len(keys) :]:
@@ -181,7 +187,3 @@ def _mark(axes: Axes, ticks: Sequence[tuple[float, str]]) -> None:
     room = 0.08 * (high - low) or 0.5
     axes.set_xlim(low - room, high + room)  # all that could be drawn, not what was
     axes.margins(y=0.1)
-
-
-def _text(values: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in values.items())

@@ -19,6 +19,7 @@ from typing import Any
 
 from toto_train import checkpoint_files
 from toto_train.files import write_text
+from toto_train.processes import die_with_parent
 
 POLL = 0.5
 """Seconds between looks at a run."""
@@ -87,11 +88,12 @@ class Runs:
         overrides = [*self.base, *(f"{key}={_as_override(value)}" for key, value in values.items())]
         own = [f"name={run.name}", f"out={run.parent}", "report=false"]
         own += [f"seed={seed}"] if self.branch is None else []  # a run keeps the seed it began with
-        log = self.folder / "logs" / f"{run.name}.txt"
+        log = self.log(name, seed)
         log.parent.mkdir(parents=True, exist_ok=True)
         told = -1
         with log.open("a") as sink:
-            process = subprocess.Popen([*self.command, *overrides, *own], stdout=sink, stderr=sink)
+            command = [*self.command, *overrides, *own]
+            process = subprocess.Popen(command, stdout=sink, stderr=sink, preexec_fn=die_with_parent)
             try:
                 ended = False
                 while not ended:
@@ -124,6 +126,10 @@ class Runs:
         _stop(process)
         self._clear(run)
         return Outcome("behind", math.nan, f"after {scores(run / 'metrics.csv')[-1][0]} steps")
+
+    def log(self, name: str, seed: int) -> Path:
+        """What a run says."""
+        return self.folder / "logs" / f"{name}-s{seed}.txt"
 
     def _result(self, name: str, seed: int) -> Path:
         return self.folder / "results" / f"{name}-s{seed}.json"

@@ -1,22 +1,10 @@
-"""Sweeps of the stack's learning rate over widths or depths, on the same rows: does the optimum stay where it is?
-
-A folder holds one sweep: results.jsonl (a finished run a line), curves/ (its losses) and sweep.json (what all runs of
-the folder share, so that only what compares is compared).
-"""
+"""One run of a study over sizes: a small model by the published recipe, but for the swept setting, on given rows."""
 
 from __future__ import annotations
 
-import csv
-import fcntl
-import json
 import math
-import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +23,6 @@ from toto_train.config import (
 from toto_train.config_check import check
 from toto_train.data.loader import RowLoader
 from toto_train.data.rows import Rows
-from toto_train.files import write_text
 from toto_train.model.toto import Toto
 from toto_train.module import TrainingModule, keep_freed_memory
 from toto_train.objective import loss_sum
@@ -43,6 +30,7 @@ from toto_train.optim.normuon import NorMuonAdamW
 from toto_train.optim.recipe import LR_RULES, build_optimizer
 from toto_train.parallel import build
 from toto_train.ranks import ALONE
+from toto_train.swept_setting import STACK_LR, give, is_read
 
 RULES = (*LR_RULES, "muon", "adamw")
 """What trains the stack's matrices: NorMuon by a rule for its learning rate, plain Muon (spectral), or AdamW."""
@@ -51,7 +39,6 @@ PROBES = 20
 LAST = 0.1
 """Share of the steps over which the final training loss is averaged."""
 
-CURVE = ("step", "points", "train", "heldout")
 Batches = list[dict[str, Any]]
 Curve = list[dict[str, float]]
 
@@ -73,16 +60,27 @@ class Shared:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is swept."""
+    """What tells a run from the others."""
 
     rule: str
     width: int
     depth: int
     lr: float
+    """Peak learning rate of the stack."""
     seed: int
+    setting: str = STACK_LR
+    """What is swept; where that is not the rate, all runs of a rule have the same one."""
+    value: float | None = None
+    """Of the setting; None where that is the rate."""
+
+    @property
+    def swept(self) -> float:
+        """Value of the swept setting."""
+        return self.lr if self.value is None else self.value
 
     def __str__(self) -> str:
-        return f"{self.rule}-{self.width}x{self.depth}-lr{self.lr:g}-s{self.seed}"
+        what = "" if self.value is None else f"-{self.setting}{self.value}"
+        return f"{self.rule}-{self.width}x{self.depth}-lr{self.lr:g}{what}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -101,11 +99,14 @@ class Result:
 
 
 def training_config(trial: Trial, shared: Shared) -> Config:
-    """The published recipe on a small model; only what trains the stack differs. Raises ConfigError."""
+    """The published recipe on a small model; only what trains the stack and the swept setting differ. Raises
+    ConfigError."""
     if trial.rule not in RULES:
         raise ConfigError([f"rules={trial.rule!r} must be of {', '.join(RULES)}"])
     if trial.width % shared.head_width:
         raise ConfigError([f"widths={trial.width} must be a multiple of head_width={shared.head_width}"])
+    if not is_read(trial.setting, trial.rule):
+        raise ConfigError([f"setting={trial.setting} does nothing under rules={trial.rule}; leave that rule out"])
     width, steps = trial.width, shared.steps
     model = ModelConfig(str(trial), width, trial.depth, width // shared.head_width, _hidden_width(width))
     normuon = NorMuonConfig(lr=trial.lr, normalize=trial.rule != "muon")
@@ -124,6 +125,8 @@ def training_config(trial: Trial, shared: Shared) -> Config:
         schedule=ScheduleConfig(steps, steps // 10, 3 * steps // 10),
     )
     config.validation.context = config.heldout.context = shared.length
+    if trial.value is not None:
+        give(config, trial.setting, trial.value)
     if problems := check(config):
         raise ConfigError(problems)
     return config
@@ -196,99 +199,3 @@ def heldout_loss(model: Toto, config: Config, batches: Batches) -> float:
         loss, labels = loss_sum(prediction, *masks, config.model.patch_size, config.objective.label_clamp)
         total, weight = total + loss, weight + labels
     return (total / weight).item()
-
-
-def sweep(
-    out: Path, trials: Iterable[Trial], shared: Shared, processes: int, tell: Callable[[Result], None]
-) -> tuple[list[Result], dict[Trial, str]]:
-    """Train the trials that `out` does not hold, `processes` at a time; tell() is called as each ends.
-
-    Returns the results of all trials in their order, without those that failed, and why these did. A run is kept the
-    moment it ends: a sweep that was stopped goes on with what is missing. Raises ValueError where a setting is wrong,
-    or where `out` holds a sweep with another `shared` or other data.
-    """
-    trials = list(trials)
-    for trial in trials:
-        training_config(trial, shared)
-    fingerprints = _fingerprints(shared)
-    with _held(out, {**asdict(shared), "fingerprints": fingerprints}):
-        return _train_missing(out, trials, shared, processes, tell)
-
-
-def _train_missing(
-    out: Path, trials: list[Trial], shared: Shared, processes: int, tell: Callable[[Result], None]
-) -> tuple[list[Result], dict[Trial, str]]:
-    done, failed = read_results(out), {}
-    todo = [trial for trial in trials if trial not in done]
-    context = multiprocessing.get_context("spawn")  # threads of torch do not survive a fork
-    with ProcessPoolExecutor(min(processes, len(todo)) or 1, context, torch.set_num_threads, (1,)) as pool:
-        running = {pool.submit(train, trial, shared): trial for trial in todo}
-        try:
-            for future in as_completed(running):
-                trial = running[future]
-                if error := future.exception():
-                    failed[trial] = f"{type(error).__name__}: {error}"
-                    continue
-                done[trial] = future.result()
-                _keep(out, done)
-                tell(done[trial])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [done[trial] for trial in trials if trial in done], failed
-
-
-def _fingerprints(shared: Shared) -> dict[str, str]:
-    """What is in the two folders of series."""
-    train, held = training_config(Trial("spectral", shared.head_width, 2, 1.0, 0), shared), heldout_config(shared)
-    found = {}
-    for key, config in (("path", train), ("heldout", held)):
-        try:
-            found[key] = Rows(config).order.fingerprint
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{key}={getattr(shared, key)}: {error}") from error
-    return found
-
-
-@contextmanager
-def _held(out: Path, facts: dict[str, Any]) -> Iterator[None]:
-    """The folder of a sweep with these facts, made or found, and held against a second process."""
-    file = out / "sweep.json"
-    if not file.exists() and out.exists() and any(out.iterdir()):
-        raise ValueError(f"out={out} is not empty and holds no sweep; choose another out=")
-    former = json.loads(file.read_text()) if file.exists() else facts
-    if differ := [
-        f"{k}={former.get(k)}, not {facts.get(k)}" for k in {**facts, **former} if former.get(k) != facts.get(k)
-    ]:
-        raise ValueError(f"out={out} holds a sweep with {'; '.join(differ)}; choose another out=")
-    (out / "curves").mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(facts, indent=1) + "\n")
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"out={out}: another process is sweeping there") from None
-        yield
-
-
-def _keep(out: Path, done: dict[Trial, Result]) -> None:
-    """The newest result: its curve first, so that a line in results.jsonl means a whole run."""
-    newest = list(done.values())[-1]
-    lines = [",".join(CURVE), *(",".join(f"{row[c]:.8g}" for c in CURVE) for row in newest.curve)]
-    write_text(out / "curves" / f"{newest.trial}.csv", "\n".join(lines) + "\n")
-    kept = ("heldout", "train", "points", "cpu_seconds")
-    rows = [{**asdict(r.trial), **{k: getattr(r, k) for k in kept}} for r in done.values()]
-    write_text(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def read_results(out: Path) -> dict[Trial, Result]:
-    """All finished runs of a sweep's folder."""
-    found: dict[Trial, Result] = {}
-    file = out / "results.jsonl"
-    for line in file.read_text().splitlines() if file.exists() else []:
-        row = json.loads(line)
-        trial = Trial(**{f.name: row.pop(f.name) for f in fields(Trial)})
-        with (out / "curves" / f"{trial}.csv").open() as curve:
-            rows = [{k: float(v) for k, v in r.items()} for r in csv.DictReader(curve)]
-        found[trial] = Result(trial, **row, curve=rows)
-    return found

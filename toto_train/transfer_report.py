@@ -1,4 +1,4 @@
-"""What a sweep of learning rates shows: tables in Markdown and two pictures.
+"""What a study over sizes shows, of learning rates or another swept setting: tables in Markdown and two pictures.
 
 Losses of several seeds are averaged; a run that diverged counts as infinite.
 """
@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from toto_train.files import whole
-from toto_train.transfer import LAST, Result, Trial
+from toto_train.swept_setting import STACK_LR, is_log
+from toto_train.transfer import LAST, Result
 
 COLORS = ("#2a6f97", "#e07a1f", "#4f9d69", "#9b4f96", "#c1443c", "#6b6b6b")
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -34,19 +35,27 @@ def axis_of(results: Iterable[Result]) -> str:
     return "width" if len({r.trial.width for r in results}) > 1 else "depth"
 
 
+def noun_of(setting: str, short: bool = False) -> str:
+    """What its values are called."""
+    if setting != STACK_LR:
+        return setting.rpartition(".")[2] if short else setting
+    return "lr" if short else "learning rate"
+
+
 @dataclass(frozen=True)
 class Line:
-    """Losses of one rule at one size, by learning rate."""
+    """Losses of one rule at one size, by value of the swept setting."""
 
     rule: str
     width: int
     depth: int
-    rates: list[float]
+    setting: str
+    values: list[float]
     losses: list[float]
     """Means over seeds."""
     seeds: list[int]
     spread: float
-    """Largest difference between two seeds at one rate once each seed's mean is taken off; NaN for one seed."""
+    """Largest difference between two seeds at one value once each seed's mean is taken off; NaN for one seed."""
 
     @property
     def best(self) -> int:
@@ -54,72 +63,89 @@ class Line:
 
     @property
     def at_edge(self) -> bool:
-        return self.best in (0, len(self.rates) - 1)
+        return self.best in (0, len(self.values) - 1)
+
+    @property
+    def log(self) -> bool:
+        """Whether its axis is logarithmic."""
+        return is_log(self.setting, self.values)
 
     @property
     def optimum(self) -> float:
-        """Vertex of the parabola through the best rate and its neighbours, in log2 of the rate; at an edge of the
-        rates, that rate."""
+        """Vertex of the parabola through the best value and its neighbours, in log2 of the values where their axis is
+        logarithmic; at an edge of the values, that value."""
         k = self.best
         if self.at_edge or not all(map(math.isfinite, self.losses[k - 1 : k + 2])):
-            return self.rates[k]
-        x, y = np.log2(self.rates[k - 1 : k + 2]), np.array(self.losses[k - 1 : k + 2])
+            return self.values[k]
+        near, y = np.array(self.values[k - 1 : k + 2], dtype=float), np.array(self.losses[k - 1 : k + 2])
+        x = np.log2(near) if self.log else near
         a, b, _ = np.polyfit(x - x[1], y, 2)
-        return float(2 ** (x[1] + np.clip(-b / (2 * a), x[0] - x[1], x[2] - x[1]))) if a > 0 else self.rates[k]
+        if a <= 0:
+            return self.values[k]
+        vertex = x[1] + np.clip(-b / (2 * a), x[0] - x[1], x[2] - x[1])
+        return float(2**vertex) if self.log else float(vertex)
 
 
 def lines(results: Iterable[Result], measure: str) -> list[Line]:
     """A line for every rule and size, in the order they come."""
-    losses: dict[tuple[str, int, int], dict[float, dict[int, float]]] = {}
+    losses: dict[tuple[str, int, int, str], dict[float, dict[int, float]]] = {}
     for r in results:
         t = r.trial
-        losses.setdefault((t.rule, t.width, t.depth), {}).setdefault(t.lr, {})[t.seed] = getattr(r, measure)
+        line = losses.setdefault((t.rule, t.width, t.depth, t.setting), {})
+        line.setdefault(t.swept, {})[t.seed] = getattr(r, measure)
     out = []
-    for size, by_rate in losses.items():
-        rates = sorted(by_rate)
-        # a seed that lacks a rate would shift that rate's mean by what the seed's rows are harder
-        seeds = [s for s in next(iter(by_rate.values())) if all(s in at for at in by_rate.values())]
+    for of, by_value in losses.items():
+        values = sorted(by_value)
+        # a seed that lacks a value would shift that value's mean by what the seed's rows are harder
+        seeds = [s for s in next(iter(by_value.values())) if all(s in at for at in by_value.values())]
         if not seeds:
             continue
-        table = np.array([[by_rate[rate][s] for s in seeds] for rate in rates])
+        table = np.array([[by_value[value][s] for s in seeds] for value in values])
         finite = table[np.isfinite(table).all(axis=1)]
         spread = float(np.ptp(finite - finite.mean(axis=0), axis=1).max()) if len(seeds) > 1 and len(finite) else np.nan
-        out.append(Line(*size, rates, table.mean(axis=1).tolist(), seeds, spread))
+        out.append(Line(*of, values, table.mean(axis=1).tolist(), seeds, spread))
     return out
 
 
 def transfer_table(results: Sequence[Result], measure: str) -> str:
-    """Markdown: losses by size and rate, the optimum, and what the smallest size's best rate costs at each size."""
+    """Markdown: losses by size and value, the optimum, and what the smallest size's best value costs at each size."""
     found, axis = lines(results, measure), axis_of(results)
     text = []
     for rule in dict.fromkeys(line.rule for line in found):
         own = sorted((line for line in found if line.rule == rule), key=attrgetter(axis))
-        rates = sorted({rate for line in own for rate in line.rates})
-        text += [f"**{rule}**, {MEASURES[measure]}", ""]
-        text += [f"| {axis} | {' | '.join(f'{r:g}' for r in rates)} | optimum | excess at the smallest {axis}'s best |"]
-        text += ["|---" * (len(rates) + 3) + "|"]
-        anchor = own[0].rates[own[0].best]
+        values, setting = sorted({value for line in own for value in line.values}), own[0].setting
+        what = "" if setting == STACK_LR else f" by {setting}"
+        text += [f"**{rule}**, {MEASURES[measure]}{what}", ""]
+        text += [
+            f"| {axis} | {' | '.join(f'{v:g}' for v in values)} | optimum | excess at the smallest {axis}'s best |"
+        ]
+        text += ["|---" * (len(values) + 3) + "|"]
+        anchor = own[0].values[own[0].best]
         for line in own:
-            at = dict(zip(line.rates, line.losses, strict=True))
+            at = dict(zip(line.values, line.losses, strict=True))
             best = line.losses[line.best]
-            cells = [f"**{at[r]:.4f}**" if at.get(r) == best else f"{at[r]:.4f}" if r in at else "" for r in rates]
-            sign = ("<= " if line.best == 0 else ">= ") if line.at_edge and len(line.rates) > 1 else ""
+            cells = [f"**{at[v]:.4f}**" if at.get(v) == best else f"{at[v]:.4f}" if v in at else "" for v in values]
+            sign = ("<= " if line.best == 0 else ">= ") if line.at_edge and len(line.values) > 1 else ""
             excess = f"{(at[anchor] / best - 1) * 100:.2f} %" if anchor in at else ""
             text.append(f"| {getattr(line, axis)} | {' | '.join(cells)} | {sign}{line.optimum:.3g} | {excess} |")
+        one = "rate" if setting == STACK_LR else "value"
         spreads = [f"{line.spread:.4f} at {axis} {getattr(line, axis)}" for line in own if math.isfinite(line.spread)]
-        text += ["", f"Seeds differ by up to {', '.join(spreads)} in what they say of a rate.", ""] if spreads else [""]
+        text += (
+            ["", f"Seeds differ by up to {', '.join(spreads)} in what they say of a {one}.", ""] if spreads else [""]
+        )
         if len(own) > 1 and not any(line.at_edge for line in own):
-            shift = np.polyfit(
-                np.log2([getattr(line, axis) for line in own]), np.log2([line.optimum for line in own]), 1
-            )[0]
-            text += [f"The optimum moves as {axis}^{shift:+.2f}.", ""]
-        elif len(own) > 1 and len(rates) > 1:
-            text += ["An optimum lies at the edge of the rates: give more of them.", ""]
+            log = is_log(setting, values)
+            optima = np.array([line.optimum for line in own])
+            shift = np.polyfit(np.log2([getattr(line, axis) for line in own]), np.log2(optima) if log else optima, 1)[0]
+            law = f"as {axis}^{shift:+.2f}" if log else f"by {shift:+.2g} with each doubling of {axis}"
+            text += [f"The optimum moves {law}.", ""]
+        elif len(own) > 1 and len(values) > 1:
+            text += [f"An optimum lies at the edge of the {one}s: give more of them.", ""]
     return "\n".join(text)
 
 
 def draw_transfer(results: Sequence[Result], measure: str, out: Path) -> Path:
-    """A panel a rule, a line a size; the best rate of each is marked."""
+    """A panel a rule, a line a size; the best value of each is marked."""
     found, axis = lines(results, measure), axis_of(results)
     rules = list(dict.fromkeys(line.rule for line in found))
     figure = Figure(figsize=(4.2 * len(rules) + 0.4, 3.6), layout="constrained")
@@ -129,13 +155,14 @@ def draw_transfer(results: Sequence[Result], measure: str, out: Path) -> Path:
         own = sorted((line for line in found if line.rule == rule), key=attrgetter(axis))
         for line, color in zip(own, COLORS, strict=False):
             panel.plot(
-                line.rates, line.losses, marker="o", markersize=3, color=color, label=f"{axis} {getattr(line, axis)}"
+                line.values, line.losses, marker="o", markersize=3, color=color, label=f"{axis} {getattr(line, axis)}"
             )
-            panel.plot(line.rates[line.best], line.losses[line.best], "o", markersize=9, mfc="none", color=color)
+            panel.plot(line.values[line.best], line.losses[line.best], "o", markersize=9, mfc="none", color=color)
             panel.axvline(line.optimum, color=color, linewidth=0.8, linestyle=":")
-        panel.set(xscale="log", xlabel="peak learning rate of the stack", title=rule)
-        rates = sorted({rate for line in own for rate in line.rates})
-        panel.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
+        values, setting = sorted({value for line in own for value in line.values}), own[0].setting
+        label = "peak learning rate of the stack" if setting == STACK_LR else setting
+        panel.set(xscale="log" if is_log(setting, values) else "linear", xlabel=label, title=rule)
+        panel.set_xticks(values, [f"{value:g}" for value in values], fontsize=8)
         panel.minorticks_off()
         panel.grid(alpha=0.25)
     if finite:
@@ -154,10 +181,11 @@ def _save(figure: Figure, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Best:
-    """Curves of a rule's best learning rate at one size, means over seeds."""
+    """Curves of a rule's best value at one size, means over seeds."""
 
     rule: str
-    lr: float
+    setting: str
+    value: float
     at_edge: bool
     losses: dict[str, float]
     points: dict[str, np.ndarray]
@@ -169,9 +197,8 @@ def best_runs(results: Sequence[Result], measure: str) -> list[Best]:
     """The best of each rule; all results are of one size."""
     out = []
     for line in lines(results, measure):
-        lr = line.rates[line.best]
-        trials = {Trial(line.rule, line.width, line.depth, lr, seed) for seed in line.seeds}
-        own = [r for r in results if r.trial in trials]
+        value = line.values[line.best]
+        own = [r for r in results if (r.trial.rule, r.trial.swept) == (line.rule, value) and r.trial.seed in line.seeds]
         if not math.isfinite(line.losses[line.best]):
             continue
         raw = {name: np.array([[row[name] for row in r.curve] for r in own]).mean(axis=0) for name in own[0].curve[0]}
@@ -181,7 +208,8 @@ def best_runs(results: Sequence[Result], measure: str) -> list[Best]:
         points = {"train": raw["points"][window - 1 :], "heldout": raw["points"][scored]}
         curves = {"train": smooth, "heldout": raw["heldout"][scored]}
         losses = {name: float(np.mean([getattr(r, name) for r in own])) for name in MEASURES}
-        out.append(Best(line.rule, lr, line.at_edge and len(line.rates) > 1, losses, points, curves))
+        at_edge = line.at_edge and len(line.values) > 1
+        out.append(Best(line.rule, line.setting, value, at_edge, losses, points, curves))
     return out
 
 
@@ -198,7 +226,7 @@ def points_to_reach(points: np.ndarray, curve: np.ndarray, loss: float) -> float
 
 
 def comparison_table(results: Sequence[Result], measure: str) -> str:
-    """Markdown: each rule's best rate and losses, and its points to the losses of the reference over the reference's.
+    """Markdown: each rule's best value and losses, and its points to the losses of the reference over the reference's.
 
     The reference is adamw, or the first rule where that was not swept. Only the held-out windows, always the same,
     give a curve on which "first reached" means something: rows differ in how hard they are.
@@ -208,11 +236,14 @@ def comparison_table(results: Sequence[Result], measure: str) -> str:
         return ""
     reference = next((b for b in found if b.rule == "adamw"), found[0])
     size = results[0].trial
-    text = [f"Best learning rate of each at width {size.width}, depth {size.depth}:", ""]
-    text += [f"| | lr | {' | '.join(MEASURES.values())} |", "|---" * (2 + len(MEASURES)) + "|"]
+    text = [f"Best {noun_of(size.setting)} of each at width {size.width}, depth {size.depth}:", ""]
+    text += [
+        f"| | {noun_of(size.setting, short=True)} | {' | '.join(MEASURES.values())} |",
+        "|---" * (2 + len(MEASURES)) + "|",
+    ]
     for b in found:
-        edge = " (edge of the rates)" if b.at_edge else ""
-        text.append(f"| {name_of(b.rule)} | {b.lr:g}{edge} | {' | '.join(f'{b.losses[m]:.4f}' for m in MEASURES)} |")
+        edge = f" (edge of the {'rate' if b.setting == STACK_LR else 'value'}s)" if b.at_edge else ""
+        text.append(f"| {name_of(b.rule)} | {b.value:g}{edge} | {' | '.join(f'{b.losses[m]:.4f}' for m in MEASURES)} |")
     x, y = reference.points["heldout"], reference.curves["heldout"]
     levels = [float(y[max(0, math.ceil(share * len(y)) - 1)]) for share in SHARES]
     needed = [points_to_reach(x, y, level) for level in levels]
@@ -230,16 +261,17 @@ def comparison_table(results: Sequence[Result], measure: str) -> str:
 
 
 def draw_comparison(results: Sequence[Result], measure: str, out: Path) -> Path:
-    """Curves of each rule's best learning rate: training loss on the left, held-out windows on the right."""
+    """Curves of each rule's best value: training loss on the left, held-out windows on the right."""
     found = best_runs(results, measure)
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     panels = figure.subplots(1, len(MEASURES))
-    for panel, (name, label) in zip(panels, MEASURES.items(), strict=True):
+    for panel, (name, title) in zip(panels, MEASURES.items(), strict=True):
         for b, color in zip(found, COLORS, strict=False):
             x, y = b.points[name], b.curves[name]
             shown = x >= SHOWN_FROM * x[-1]
-            panel.plot(x[shown] / 1e6, y[shown], color=color, linewidth=1.4, label=f"{name_of(b.rule)}, lr {b.lr:g}")
-        panel.set(xlabel="million observed points", title=label)
+            label = f"{name_of(b.rule)}, {noun_of(b.setting, short=True)} {b.value:g}"
+            panel.plot(x[shown] / 1e6, y[shown], color=color, linewidth=1.4, label=label)
+        panel.set(xlabel="million observed points", title=title)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.25)
     panels[0].legend(fontsize=8)

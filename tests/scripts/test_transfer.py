@@ -17,7 +17,9 @@ import transfer as script
 from toto_train.config import ConfigError
 from toto_train.model.toto import Toto
 from toto_train.optim.recipe import build_optimizer
-from toto_train.transfer import Result, Shared, Trial, _set_stack_lr, read_results, sweep, train, training_config
+from toto_train.swept_setting import is_log
+from toto_train.transfer import Result, Shared, Trial, _set_stack_lr, train, training_config
+from toto_train.transfer_folder import _keep, read_results, sweep
 from toto_train.transfer_report import best_runs, comparison_table, lines, points_to_reach, transfer_table
 
 ROOT = Path(__file__).parents[2]
@@ -139,11 +141,29 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_made(shared, tmp_pat
         ("depths=2,4", "give several of one, and one of the other"),
         ("measure=mase", "measure='mase' must be one of train, heldout"),
         ("processes=0", "processes=0 must be positive"),
+        (
+            "setting=optimizer.normuon.momentun values=0.9",
+            "is no number of .* did you mean 'optimizer.normuon.momentum'",
+        ),
+        ("setting=optimizer.normuon.nesterov values=0,1", "is no number of optimizer, schedule, objective"),
+        ("setting=optimizer.normuon.lr values=0.1", "leave setting= out and give lr.RULE="),
+        ("setting=schedule.max_steps values=8", "all runs of a study have the same steps="),
+        ("setting=optimizer.clip_norm", "needs values="),
+        ("setting=optimizer.clip_norm values=1,high", "values='1,high' must be numbers .* of type float"),
+        ("setting=schedule.warmup_steps values=1,2.5", "values='1,2.5' must be numbers .* of type int"),
+        ("values=0.1", "values=0.1 needs setting="),
+        ("setting=optimizer.clip_norm values=1 lr.spectral=0.1,0.2", "lr.spectral=0.1,0.2: one rate"),
+        ("setting=optimizer.normuon.momentum values=1.5", "optimizer.normuon.momentum=1.5"),
+        ("setting=optimizer.clip_norm values=nan", "values='nan' must be numbers"),
+        ("setting=schedule.warmup_steps values=500", "warmup_steps=500"),
+        ("setting=optimizer.normuon.beta2 values=0.9 rules=spectral,muon", "beta2 does nothing under rules=muon"),
+        ("setting=optimizer.normuon.momentum values=0.9 rules=adamw", "momentum does nothing under rules=adamw"),
+        ("setting=objective.max_rate values=0.2,0.4", "give measure=heldout"),
     ],
 )
 def test_arguments_a_user_can_get_wrong(argument, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        script.main([f"out={tmp_path / 'never'}", argument])
+    with pytest.raises((ConfigError, ValueError), match=message):
+        script.main([f"out={tmp_path / 'never'}", "path=nowhere", *argument.split()])
     assert not (tmp_path / "never").exists()
 
 
@@ -162,6 +182,51 @@ def test_the_optimum_is_the_vertex_of_a_parabola_in_the_logarithm():
     assert "<= 0.1" in edge
 
 
+def test_the_axis_is_logarithmic_where_the_values_are_geometric():
+    assert is_log("optimizer.adamw.lr", [0.003, 0.012, 0.006])
+    assert not is_log("optimizer.normuon.momentum", [0.9, 0.95, 0.98])
+    assert not is_log("optimizer.normuon.weight_decay", [0, 1e-8, 1e-7])
+    assert is_log("schedule.warmup_steps", [4, 8, 16, 32])
+    assert not is_log("schedule.warmup_steps", [5, 10, 15, 20])
+    assert is_log("lr", [0.1, 0.2, 0.3])
+
+
+def test_another_setting_has_its_optimum_on_its_own_axis():
+    best = {64: 0.92, 128: 0.94}
+    results = [
+        Result(
+            Trial("spectral", w, 4, 0.33, 0, "optimizer.normuon.momentum", m), *[1 + (m - at) ** 2] * 2, 100, 60.0, []
+        )
+        for w, at in best.items()
+        for m in (0.90, 0.93, 0.96)
+    ]
+    assert [line.optimum for line in lines(results, "train")] == pytest.approx([0.92, 0.94])
+    text = transfer_table(results, "train")
+    assert "**spectral**, training loss by optimizer.normuon.momentum" in text
+    assert "The optimum moves by +0.02 with each doubling of width." in text
+
+
+def test_a_folder_holds_the_rate_and_other_settings_beside_each_other(shared, tmp_path):
+    """Lines of results.jsonl that are of the rate have the fields they always had."""
+    out, momentum = tmp_path / "out", "optimizer.normuon.momentum"
+    trials = [Trial("spectral", 16, 2, 0.1, 0), Trial("spectral", 16, 2, 0.1, 0, momentum, 0.5)]
+    sweep(out, [], shared, 1, print)
+    done = {}
+    for trial in trials:
+        done[trial] = train(trial, shared)
+        _keep(out, done)
+    rate, other = (json.loads(line) for line in (out / "results.jsonl").read_text().splitlines())
+    assert list(rate) == ["rule", "width", "depth", "lr", "seed", "heldout", "train", "points", "cpu_seconds"]
+    assert (other["setting"], other["value"], other["lr"]) == (momentum, 0.5, 0.1)
+    assert rate["train"] != other["train"]
+    same = train(Trial("spectral", 16, 2, 0.1, 0, momentum, 0.96), shared)  # the recipe's
+    assert same.train == rate["train"]
+    again, failed = sweep(out, trials, shared, 1, lambda r: pytest.fail("nothing is missing"))
+    assert ([r.trial for r in again], [r.train for r in again], failed) == (trials, [rate["train"], other["train"]], {})
+    assert {p.name for p in (out / "curves").iterdir()} == {
+        "spectral-16x2-lr0.1-s0.csv", f"spectral-16x2-lr0.1-{momentum}0.5-s0.csv"}  # fmt: skip
+
+
 def test_seeds_are_averaged_and_only_those_that_have_every_rate():
     results = [result("muon", 64, 0.1, 1.0, 0), result("muon", 64, 0.2, 2.0, 0)]
     results += [result("muon", 64, 0.1, 2.0, 1), result("muon", 64, 0.2, 3.5, 1), result("muon", 64, 0.1, 0.0, 2)]
@@ -173,7 +238,7 @@ def test_seeds_are_averaged_and_only_those_that_have_every_rate():
 
 def test_a_diverged_rate_is_never_the_best():
     results = [result("muon", 64, 0.1, 1.0), result("muon", 64, 0.2, math.inf, curve=[1.0, math.nan])]
-    assert [b.lr for b in best_runs(results, "train")] == [0.1]
+    assert [b.value for b in best_runs(results, "train")] == [0.1]
     assert "inf" in transfer_table(results, "train")
 
 

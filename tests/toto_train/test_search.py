@@ -20,6 +20,10 @@ from hypothesis import strategies as st
 pytest.importorskip("optuna", reason="the extra `search` is not installed")
 import optuna
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import search as script
+
 from toto_train.cli import config_from_overrides
 from toto_train.config import ConfigError
 from toto_train.search import Round, Search, bounded, name_of
@@ -123,10 +127,11 @@ def test_chance_seldom_wins(finalists, seeds):
 
 
 STUB = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 given = dict(text.split("=", 1) for text in sys.argv[1:])
 run = pathlib.Path(given["out"], given["name"])
 run.mkdir(parents=True)
+(run / "pid").write_text(str(os.getpid()))
 (run / "metrics.csv").write_text("step,val/mwql,val/mase\\n6,0.5,0.5\\n")
 time.sleep(float(given["seconds"]))
 """
@@ -140,6 +145,37 @@ def test_none_is_stopped_at_its_last_step(tmp_path, steps, state):
     outcome = runs.follow("t", {"a": 1}, 0, lambda step, score: bool(told.append((step, score))) or True)
     assert (outcome.state, told) == (state, [(6, 0.5)])
     assert runs.result("t", 0) == (0.5 if state == "done" else None)
+
+
+def test_a_run_ends_with_the_search_that_follows_it(tmp_path):
+    """Else it goes on beside the worker that takes its trial up."""
+    follow = f"""
+import pathlib, sys
+from toto_train.search_runs import Runs
+runs = Runs(pathlib.Path(sys.argv[1]), [sys.executable, "-c", {STUB!r}], ["seconds=60"], 12)
+runs.follow("t", {{}}, 0, lambda step, score: False)
+"""
+    search = subprocess.Popen([sys.executable, "-c", follow, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    ready, pid = tmp_path / "runs" / "t-s0" / "metrics.csv", tmp_path / "runs" / "t-s0" / "pid"
+    deadline = time.monotonic() + 60
+    while not ready.is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    search.kill()
+    search.wait()
+    stat = Path("/proc") / pid.read_text() / "stat"
+    while stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_round_that_cannot_be_run_is_refused_at_its_bounds():
+    job = ["schedule.max_steps=48", "schedule.warmup_steps=5", "schedule.decay_steps=19"]
+    config = config_from_overrides(["experiment=quickstart", *job], ROOT / "configs")
+    found = Round.read(ROOT / "configs" / "search" / "optimizer.yaml")
+    (problem,) = script.impossible(found, config)
+    assert problem.startswith("optimizer: schedule.warmup_steps=1000: schedule.max_steps=48 is shorter than")
+    assert script.impossible(Round("r", {"schedule.warmup_steps": {"int": [1, 9], "log": True}}), config) == []
 
 
 def test_a_round_is_won_when_all_is_done(tmp_path):

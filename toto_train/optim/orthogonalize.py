@@ -73,7 +73,7 @@ def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:
     Raises ValueError on another choice, and on fp32 on CUDA where torch is set to multiply fp32 as TF32.
     """
     if choice == "auto":
-        return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
+        return torch.bfloat16 if multiplies_bf16(device) else torch.float32
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if choice not in dtypes:
         raise ValueError(f"orthogonalize_dtype={choice!r} must be one of auto, bf16, fp32")
@@ -85,7 +85,8 @@ def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:
     return dtypes[choice]
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for it; a CPU without takes tens of times as long as with fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
