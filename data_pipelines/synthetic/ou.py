@@ -80,11 +80,10 @@ def euler(
     x[:, 0] = start
     x[:, 1:] = (theta * mu * dt + sigma * np.sqrt(dt) * normal)[:, :-1]
     for first in range(0, len(x), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        keep: np.ndarray = 1 - dt * theta[rows, :-1].astype(np.float64)
-        reach = 1
-        while reach < x.shape[1]:
-            x[rows, reach:] += keep * x[rows, :-reach]
+        block, reach = x[first : first + ROWS_AT_ONCE], 1
+        keep = 1 - dt * theta[first : first + ROWS_AT_ONCE, :-1].astype(np.float64)
+        while reach < block.shape[1]:
+            block[:, reach:] += keep * block[:, :-reach]
             keep = keep[:, reach:] * keep[:, :-reach]
             reach *= 2
     return x
