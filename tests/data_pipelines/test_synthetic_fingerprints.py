@@ -1,4 +1,4 @@
-"""Medians of the published generators' series, recorded from their own code, as orientation; the laws have own tests."""
+"""Medians of the published generators' series, recorded from their own code: orientation beside the tests of laws."""
 
 from __future__ import annotations
 
