@@ -8,7 +8,6 @@ the roots here are independent. With `faithful` they share it, too: roots of one
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
 from data_pipelines.synthetic import kernel
 
@@ -48,7 +47,7 @@ def activation(rng: np.random.Generator, kind: str, x: np.ndarray) -> np.ndarray
     if kind == "relu":
         return np.maximum(x, 0)
     if kind == "sigmoid":
-        return scipy.special.expit(x)
+        return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
     if kind == "sin":
         return np.sin(x)
     if kind == "mod":

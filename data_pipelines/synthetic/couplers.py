@@ -114,9 +114,9 @@ def draw_regimes(rng: np.random.Generator, length: int) -> np.ndarray:
 def regime_mix(mixings: list[np.ndarray], path: np.ndarray, z: np.ndarray) -> np.ndarray:
     """y(t) = M_s(t) z(t)."""
     y = np.empty_like(z)
-    for regime in np.unique(path):
+    for regime, mixing in enumerate(mixings):
         held = path == regime
-        y[:, held] = mixed(mixings[regime], z[:, held])
+        y[:, held] = mixed(mixing, z[:, held])
     return y
 
 

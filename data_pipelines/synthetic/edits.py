@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 
 from data_pipelines.synthetic import frequency
+from data_pipelines.synthetic.draws import moving_mean
 from data_pipelines.synthetic.frequency import DAY
 
 CATEGORIES = {
@@ -152,8 +152,10 @@ def resample(rng: np.random.Generator, x: np.ndarray, faithful: bool = False) ->
     if kind < 0.2:
         return x[known[np.clip((t - first) // factor, 0, len(known) - 1)]]
     filled = np.interp(t, known, x[known]).astype(np.float32)
-    beyond = "constant" if faithful else "nearest"
-    return filled if kind < 0.7 else scipy.ndimage.uniform_filter1d(filled, max(3, length // 128), mode=beyond)
+    if kind < 0.7:
+        return filled
+    width = max(3, length // 128)
+    return moving_mean(filled, width // 2, (width - 1) // 2, "constant" if faithful else "edge").astype(np.float32)
 
 
 def calculus(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
@@ -164,9 +166,9 @@ def calculus(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
     else:
         reach, sd = int(rng.integers(5, 52)) // 2, rng.uniform(2, 20)
         bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sd) ** 2)
-        changed = scipy.ndimage.correlate1d(x.astype(np.float64), bell / bell.sum(), mode="mirror")
+        changed = _filtered(x.astype(np.float64), bell / bell.sum())
         if kind != "blur":
-            changed = scipy.ndimage.correlate1d(changed, DIFFERENCES[kind], mode="mirror")
+            changed = _filtered(changed, np.array(DIFFERENCES[kind], np.float64))
     return rescaled(changed, x)
 
 
@@ -195,6 +197,11 @@ def rescaled(changed: np.ndarray, x: np.ndarray) -> np.ndarray:
     if not high - low > 1e-8 * max(abs(low), abs(high)):
         return np.full_like(x, x.mean())
     return (x.min() + (changed - low) * (float(np.ptp(x)) / (high - low))).astype(np.float32)
+
+
+def _filtered(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums of neighbours by weights of odd number, centred, x mirrored at its ends."""
+    return np.correlate(np.pad(x, len(weights) // 2, mode="reflect"), weights)
 
 
 def _spread(x: np.ndarray) -> float:

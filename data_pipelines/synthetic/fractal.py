@@ -7,7 +7,6 @@ returned, so that neither a start-up nor the transform's period shows.
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
 from data_pipelines.synthetic.audio import BROWN_MEMORY, SAMPLE_RATE, peak_normalised
 from data_pipelines.synthetic.draws import uniform, white
@@ -23,7 +22,7 @@ def generate(rng: np.random.Generator, length: int, count: int, faithful: bool =
     """
     rate = SAMPLE_RATE if faithful else RATE
     number = rng.integers(SCALES[0], SCALES[1] + 1, count)
-    z = np.exp(-2j * np.pi * scipy.fft.rfftfreq(2 * length))
+    z = np.exp(-2j * np.pi * np.fft.rfftfreq(2 * length))
     z = z if faithful else z.astype(np.complex64)  # a filter of 1 Hz at 44 kHz needs more digits
     response = np.zeros((count, len(z)), np.complex64)
     for i in range(SCALES[1]):
@@ -32,8 +31,8 @@ def generate(rng: np.random.Generator, length: int, count: int, faithful: bool =
         gain = uniform(rng, 0.5, 0.8, len(rows)) ** i
         response[rows] += gain.astype(np.float32) * low_pass(z, frequency / rate, q)
     response /= 1 - np.float32(np.exp(-1 / BROWN_MEMORY)) * z
-    spectrum = scipy.fft.rfft(white(rng, count, 2 * length)) * response
-    return peak_normalised(scipy.fft.irfft(spectrum, n=2 * length)[:, :length], faithful)
+    spectrum = np.fft.rfft(white(rng, count, 2 * length)) * response
+    return peak_normalised(np.fft.irfft(spectrum, n=2 * length)[:, :length], faithful)
 
 
 def low_pass(z: np.ndarray, frequency: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import scipy
 
 Factor = TypeVar("Factor")
 
-HARMONICS = 40  # of a periodic kernel; enough for concentrations up to 10
+CYCLE = 128  # samples of a cycle of a periodic kernel; half as many harmonics are enough for concentrations up to 10
 LEAST_SHARE = 5e-8  # of the variance, that the lines dropped at one step of a product may have together
 # Multiplications up to which OpenBLAS keeps to one thread. Its threads would round differently from one set-up to the
 # next, and waking them costs a hundred times more than these small products.
 ONE_THREAD = 2**17
-LINES_AT_ONCE = 2048  # what keeps the tables of a block of lines in the cache
+LINES_AT_ONCE = 512  # what keeps the tables of a block of lines in the cache
 
 
 class Lines(NamedTuple):
@@ -44,9 +43,11 @@ def fold(rng: np.random.Generator, factors: Sequence[Factor]) -> list[tuple[Fact
 
 
 def periodic_lines(period: float, concentration: float = 1.0) -> Lines:
-    """exp(-2 c sin^2(pi d/p)) = sum over k of exp(-c) I_k(c) cos(2 pi k d/p), k from minus to plus infinity."""
-    k = np.arange(HARMONICS + 1)
-    return _without_least(Lines(k / period, scipy.special.ive(k, concentration) * np.where(k == 0, 1, 2)))
+    """The Fourier series of exp(-2 c sin^2(pi d/p)): sum over k of exp(-c) I_k(c) cos(2 pi k d/p), k of either sign."""
+    cycle = np.exp(-2 * concentration * np.sin(np.pi * np.arange(CYCLE) / CYCLE) ** 2)
+    weights = np.maximum(np.fft.rfft(cycle).real / CYCLE, 0)
+    weights[1:] *= 2
+    return _without_least(Lines(np.arange(len(weights)) / period, weights))
 
 
 def product(first: Lines, second: Lines) -> Lines:
@@ -98,12 +99,14 @@ def circulant_path(rng: np.random.Generator, covariance: np.ndarray) -> np.ndarr
 
     Such a covariance sits on a circle of 2 T - 2 steps or more without wrapping onto itself, so this is exact.
     """
-    padded = np.zeros(scipy.fft.next_fast_len(2 * len(covariance) - 2, real=True))
+    least = 2 * len(covariance) - 2
+    unit = 1 << max(0, least.bit_length() - 4)  # 8 to 16 times a power of two have a quick transform
+    padded = np.zeros(-(-least // unit) * unit)
     padded[: len(covariance)] = covariance
     padded[1 - len(covariance) :] = covariance[:0:-1]
-    spectrum = np.sqrt(np.maximum(scipy.fft.rfft(padded).real, 0)).astype(np.float32)
-    noise = scipy.fft.rfft(rng.standard_normal(len(padded), dtype=np.float32))
-    return scipy.fft.irfft(spectrum * noise, n=len(padded))[: len(covariance)]
+    spectrum = np.sqrt(np.maximum(np.fft.rfft(padded).real, 0)).astype(np.float32)
+    noise = np.fft.rfft(rng.standard_normal(len(padded), dtype=np.float32))
+    return np.fft.irfft(spectrum * noise, n=len(padded))[: len(covariance)]
 
 
 def _powers(exponents: np.ndarray, count: int) -> np.ndarray:
@@ -119,7 +122,9 @@ def _powers(exponents: np.ndarray, count: int) -> np.ndarray:
 
 
 def _without_least(lines: Lines) -> Lines:
-    order = np.argsort(lines.weights, kind="stable")
+    # Products of one kernel's lines in another order are equal but for rounding; as float32 they are equal, so that no
+    # rounding, which differs between CPUs, says which one stays.
+    order = np.argsort(lines.weights.astype(np.float32), kind="stable")
     first = np.searchsorted(np.cumsum(lines.weights[order]), LEAST_SHARE)
     kept = np.sort(order[first:])
     return Lines(lines.frequencies[kept], lines.weights[kept])

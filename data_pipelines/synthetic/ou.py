@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipelines.compiled import compiled
-from data_pipelines.synthetic.draws import chance, sine, uniform, white
+from data_pipelines.synthetic.draws import ROWS_AT_ONCE, chance, sine, uniform, white
 
 DT = 0.01  # units of time per step
 STAY = (0.85, 0.999)  # probability of staying in a regime, uniform
@@ -65,42 +64,41 @@ def paths(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
             row = np.flatnonzero(seasonal)
             of_regime[row] += seasons(rng, len(row), length)
         parameters.append(np.where(regime, values[1], values[0]))
-    return euler(start, *parameters, white(rng, count, length), DT)
+    theta, mu, sigma = parameters
+    return euler(start, theta, mu, sigma, white(rng, count, length), DT)
 
 
-@compiled
 def euler(
     start: np.ndarray, theta: np.ndarray, mu: np.ndarray, sigma: np.ndarray, normal: np.ndarray, dt: float
 ) -> np.ndarray:
-    """The Euler-Maruyama recursion, float64 [count, length] like its arguments; start is [count]."""
-    count, length = theta.shape
-    x = np.empty((count, length), np.float64)
-    root = np.sqrt(dt)
-    for row in range(count):
-        value = start[row]
-        for t in range(length):
-            x[row, t] = value
-            value += theta[row, t] * (mu[row, t] - value) * dt + sigma[row, t] * root * normal[row, t]
+    """The Euler-Maruyama recursion, float64 [count, length], of theta, mu, sigma and normal [count, length]; start is
+    [count].
+
+    x[t] = keep x[t-1] + add, by doubling: two steps of that form are one step of that form, and so on.
+    """
+    x = np.empty(theta.shape, np.float64)
+    x[:, 0] = start
+    x[:, 1:] = (theta * mu * dt + sigma * np.sqrt(dt) * normal)[:, :-1]
+    for first in range(0, len(x), ROWS_AT_ONCE):
+        block, reach = x[first : first + ROWS_AT_ONCE], 1
+        keep = 1 - dt * theta[first : first + ROWS_AT_ONCE, :-1].astype(np.float64)
+        while reach < block.shape[1]:
+            block[:, reach:] += keep * block[:, :-reach]
+            keep = keep[:, reach:] * keep[:, :-reach]
+            reach *= 2
     return x
 
 
 def regimes(rng: np.random.Generator, length: int, stay: np.ndarray) -> np.ndarray:
     """Two-state Markov chains from a fair first state, bool [n, length]; stay is [n, 2]."""
-    first = rng.integers(0, 2, len(stay)).astype(np.uint8)
-    return _chain(first, stay, rng.random((len(stay), length), dtype=np.float32)).view(bool)
-
-
-@compiled
-def _chain(first: np.ndarray, stay: np.ndarray, coins: np.ndarray) -> np.ndarray:
-    count, length = coins.shape
-    states = np.empty((count, length), np.uint8)
-    for row in range(count):
-        state = first[row]
-        for t in range(length):
-            states[row, t] = state
-            if coins[row, t] >= stay[row, state]:
-                state = 1 - state
-    return states
+    first = rng.integers(0, 2, (len(stay), 1))
+    coins = rng.random((len(stay), length), dtype=np.float32)[:, :-1]  # the last would be for the step after the window
+    off, on = coins >= stay[:, :1], coins >= stay[:, 1:]  # which state is left
+    # A coin that makes both states leave swaps them; one that makes a single state leave settles the other one. So the
+    # state is the one that was settled last, swapped as often as came after that.
+    swapped = np.logical_xor.accumulate(off & on, axis=1)
+    settled = np.where(off != on, 2 * np.arange(1, length) + (off ^ swapped), first)  # ordered by time, then the state
+    return np.concatenate([first == 1, (np.maximum.accumulate(settled, axis=1) % 2 == 1) ^ swapped], axis=1)
 
 
 def trends(rng: np.random.Generator, n: int, length: int) -> np.ndarray:

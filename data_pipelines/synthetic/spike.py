@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
 from data_pipelines.synthetic.draws import chance, uniform, white
 
@@ -63,9 +62,9 @@ def _centres(rng: np.random.Generator, length: int, count: int) -> np.ndarray:
 
 def _coloured_noise(rng: np.random.Generator, n: int, length: int) -> np.ndarray:
     """1/f amplitude with a Gaussian roll-off above the cut-off, each path scaled to NOISE_SD."""
-    frequency = scipy.fft.rfftfreq(length)
+    frequency = np.fft.rfftfreq(length)
     frequency[0] = frequency[1]
     over = np.maximum(frequency - NOISE_CUTOFF, 0) / NOISE_CUTOFF
     response = (np.exp(-(over**2)) / frequency).astype(np.float32)
-    noise = scipy.fft.irfft(scipy.fft.rfft(white(rng, n, length)) * response, n=length)
+    noise = np.fft.irfft(np.fft.rfft(white(rng, n, length)) * response, n=length)
     return np.float32(NOISE_SD) * noise / noise.std(axis=1, keepdims=True)

@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 
-from data_pipelines.synthetic.draws import autoregression, chance, log_uniform, uniform, white
+from data_pipelines.synthetic.draws import autoregression, chance, log_uniform, moving_maximum, uniform, white
 
 DAY = 86_400
 # Scrape interval in seconds -> probability: daily periods of 86400, 8640, 1440, 288, 144, 96, 48, 24 steps.
@@ -192,7 +191,5 @@ def _replicas(rng: np.random.Generator, demand: np.ndarray, intervals: np.ndarra
     wanted = np.clip(np.ceil(seen * (most / demand.max(axis=1, keepdims=True))), 1, most).astype(np.float32)
     hold = np.clip(rng.uniform(300, 3600, count) / intervals, 2, length // 2).astype(np.int64)
     for row, window in zip(wanted, hold, strict=True):
-        row[:] = scipy.ndimage.maximum_filter1d(
-            row, window, origin=(window - 1) // 2
-        )  # the greatest of the last `window` steps
+        row[:] = moving_maximum(row, int(window))
     return wanted

@@ -6,16 +6,14 @@ Our own law (no published source). `values` is float32 [n, T] and is changed in 
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
-from data_pipelines.synthetic.draws import chance, log_uniform
+from data_pipelines.synthetic.draws import chance, log_uniform, moving_mean
 
 
 def smooth(rng: np.random.Generator, values: np.ndarray) -> None:
     """Mean over the last 2 to 10 steps in 1 of 8 rows: rates are often taken over windows longer than a scrape."""
     for row in np.flatnonzero(rng.random(len(values)) < 1 / 8):
-        window = int(rng.integers(2, 11))
-        values[row] = scipy.ndimage.uniform_filter1d(values[row], window, origin=(window - 1) // 2, mode="nearest")
+        values[row] = moving_mean(values[row], before=int(rng.integers(2, 11)) - 1, after=0)
 
 
 def spoil(rng: np.random.Generator, values: np.ndarray) -> None:

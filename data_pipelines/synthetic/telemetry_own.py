@@ -6,8 +6,9 @@ hosts of a group have in common here is `Hosts.driver`, the period of cycles and
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
-import scipy
 
 from data_pipelines.synthetic.draws import chance, log_uniform, uniform, white
 from data_pipelines.synthetic.telemetry_load import level_shifts
@@ -22,7 +23,8 @@ def bursts(rng: np.random.Generator, hosts: Hosts) -> np.ndarray:
     """
     n, length = hosts.driver.shape
     busy = np.where(chance(rng, 0.4, n), 1, log_uniform(rng, 0.02, 0.9, n))
-    above = hosts.driver - scipy.special.ndtri(1 - np.minimum(busy, 1 - 1e-6)).astype(np.float32)
+    threshold = [[NormalDist().inv_cdf(1 - min(share, 1 - 1e-6))] for share in busy[:, 0]]
+    above = hosts.driver - np.array(threshold, np.float32)
     spread = log_uniform(rng, 0.1, 1.2, n).astype(np.float32)
     noise = log_uniform(rng, 0.05, 1.2, n).astype(np.float32) * white(rng, n, length)
     size = np.exp(np.minimum(spread * hosts.driver + noise, 12)) * np.where(chance(rng, 0.5, n), hosts.demand, 1)

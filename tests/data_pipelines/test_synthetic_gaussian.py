@@ -36,6 +36,23 @@ def even(counts: Sequence[int]) -> float:
 # --- covariances
 
 
+def test_rounding_does_not_say_which_lines_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU whose exponential ends in another digit has other weights, and the same lines in the same order."""
+    cases = [kernel.draw_monomials(np.random.default_rng(seed), 7) for seed in range(60)]
+
+    def frequencies() -> list[list[float]]:
+        return [lines.frequencies.tolist() for case in cases for _, lines in kernel.decompose(case, 512)[0]]
+
+    here, exact, rng = frequencies(), kernel._bank_lines, np.random.default_rng(0)
+
+    def rounded(entry: int) -> gaussian.Lines:
+        weights = exact(entry).weights
+        return gaussian.Lines(exact(entry).frequencies, weights * (1 + rng.uniform(-1e-15, 1e-15, len(weights))))
+
+    monkeypatch.setattr(kernel, "_bank_lines", rounded)
+    assert frequencies() == here
+
+
 def sklearn_bank(length: int) -> list[Any]:
     """The 33 kernels of KernelSynth in our numbering, periods scaled to the length."""
     k = pytest.importorskip("sklearn.gaussian_process.kernels", reason="scikit-learn is installed by make test")

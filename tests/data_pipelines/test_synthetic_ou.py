@@ -29,6 +29,17 @@ def test_the_recursion_is_a_plain_euler_loop() -> None:
             x += theta[row, t] * (mu[row, t] - x) * 0.01 + sigma[row, t] * math.sqrt(0.01) * normal[row, t]
 
 
+@pytest.mark.parametrize("stay", [(0.5, 0.5), (0.9, 0.6), (0.85, 0.999), (0.0, 0.0)])
+def test_regimes_are_a_plain_loop_over_coins(stay: tuple[float, float]) -> None:
+    made = ou.regimes(np.random.default_rng(2), 400, np.tile(stay, (20, 1)))
+    rng = np.random.default_rng(2)
+    states, coins = rng.integers(0, 2, 20), rng.random((20, 400), dtype=np.float32)
+    for row, state in enumerate(states):
+        for t in range(400):
+            assert made[row, t] == bool(state)
+            state = 1 - state if coins[row, t] >= stay[state] else state
+
+
 def test_regimes_have_their_transition_matrix() -> None:
     """Binomial over 50,000 steps from each state: .004 off is found with probability .9 at .97, .008 at .9."""
     states = ou.regimes(np.random.default_rng(1), 500, np.tile([0.9, 0.97], (400, 1)))

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy import signal, stats
+from scipy import ndimage, signal, stats
 
 from data_pipelines.synthetic import audio, fractal, prior, rhythm, topology, volatility
-from data_pipelines.synthetic.draws import leaky_sums, uniform
+from data_pipelines.synthetic.draws import leaky_sums, moving_maximum, moving_mean, uniform
 
 SIGNIFICANCE = 1e-3
 AUDIO = ("volatility", "fractal", "rhythm", "topology")
@@ -64,10 +64,27 @@ def test_the_low_pass_is_a_resonant_biquad() -> None:
 
 
 def test_leaky_sums_are_a_filter() -> None:
-    rows = np.random.default_rng(7).normal(size=(2, 200))
-    expected = [signal.lfilter([1], [1, -keep], row) for row, keep in zip(rows, (0.3, 0.99), strict=True)]
-    leaky_sums(rows, np.array([0.3, 0.99]))
-    assert np.abs(rows - expected).max() < 1e-12
+    keep = np.append(np.linspace(0, 1, 20), np.exp(-1 / np.array([0.1, 300.0, 1e4])))  # more than are made at once
+    rows = np.random.default_rng(7).normal(size=(len(keep), 1000))
+    expected = np.stack([signal.lfilter([1], [1, -k], row) for row, k in zip(rows, keep, strict=True)])
+    alone = rows.astype(np.float32)
+    leaky_sums(rows, keep)
+    assert np.abs(rows - expected).max(axis=1) == pytest.approx(0, abs=1e-9)
+    leaky_sums(alone, keep.astype(np.float32))
+    assert (np.abs(alone - expected).max(axis=1) / expected.std(axis=1)).max() < 1e-4, "the rounding of keep included"
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 10, 31, 64, 150])
+def test_moving_mean_and_maximum_are_those_of_scipy(window: int) -> None:
+    row = np.random.default_rng(8).normal(size=300).astype(np.float32)
+    last = (window - 1) // 2  # where scipy's window must stand to end with the step
+    assert np.array_equal(moving_maximum(row, window), ndimage.maximum_filter1d(row, window, origin=last))
+    for ours, theirs in (("edge", "nearest"), ("constant", "constant")):
+        before, after = window // 2, (window - 1) // 2
+        centred = ndimage.uniform_filter1d(row.astype(np.float64), window, mode=theirs)
+        assert np.abs(moving_mean(row, before, after, ours) - centred).max() < 1e-12
+        trailing = ndimage.uniform_filter1d(row.astype(np.float64), window, mode=theirs, origin=last)
+        assert np.abs(moving_mean(row, window - 1, 0, ours) - trailing).max() < 1e-12
 
 
 # Uniform parameters of each sound, as its table lists them; per layer or filter where there are several.

@@ -268,6 +268,17 @@ def test_workers_without_lanes_of_their_own_are_told_of(made, caplog):
     assert max(made().values()) > 1
 
 
+def test_one_worker_shares_its_lanes_with_nobody(made, caplog):
+    c = replace(
+        config({"telemetry": 1.0}, lanes=1, workers=1, prefetch=4),
+        schedule=ScheduleConfig(20), global_rows=16, micro_rows=16,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        read_all(c, 1)
+    assert not caplog.text
+    assert set(made().values()) == {1}
+
+
 def test_little_is_kept(wide):
     """A row takes its windows along, and the next chunk of the lane takes the place of the last."""
     rows = Rows(config({wide: 1.0, "step": 1.0}, lanes=2))

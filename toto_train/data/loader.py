@@ -87,6 +87,8 @@ class RowLoader:
 
     def _tell_of_lanes(self) -> None:
         """Where workers share lanes, each makes the series of the prior that the others made too."""
+        if self.world * self.workers == 1:
+            return
         lanes = math.lcm(self.lanes, self.world * self.micro_rows * self.workers)
         if self.rank == 0 and lanes != self.lanes and self.rows.order.chunked:
             log.warning(
