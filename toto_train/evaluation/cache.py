@@ -57,7 +57,7 @@ def as_shards(path: str | Path, options: FileSource, cache: Path) -> Path:
     facts = [[str(Path(source.where(f)).resolve()), f.version] for f in source.files()]
     settings = {k: v for k, v in asdict(options).items() if k != "path"}
     made = cache / f"shards-{_digest(shards.SCHEMA, _READER, facts, settings)}"
-    with _held(made):
+    with held(made):
         if (made / shards.MANIFEST).is_file():
             return made
         series = (s for unit in source.units() for s in source.read(unit, Counter()))
@@ -95,7 +95,7 @@ def baseline(
     stem = f"{name}-{_digest(VERSION, tasks.fingerprint, version)}"
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{stem}.parquet"
-    with _held(file):
+    with held(file):
         return _baseline(name, tasks, file, context, workers, progress)
 
 
@@ -129,7 +129,7 @@ def _baseline(
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def held(path: Path) -> Iterator[None]:
     """Let one process at a time make `path`: a second one waits, then finds it there."""
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -19,9 +19,9 @@ import numpy as np
 from toto_train.evaluation import plots
 from toto_train.evaluation.baselines import seasonal_scale
 from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.lines import without_nan
 from toto_train.evaluation.metrics import MEDIAN
 from toto_train.evaluation.page import write_page
-from toto_train.evaluation.score import without_nan
 from toto_train.evaluation.tasks import Forecaster as Forecast
 from toto_train.files import write_text
 from toto_train.forecast import PUBLISHED, Forecaster, check_precision
