@@ -76,7 +76,8 @@ DEFAULTS: dict[str, Any] = {
 }
 LOCAL_ONLY = ["engine", "tasks.max_windows", "draws", "seed", *(f"source.{key}" for key in TABLE_KEYS)]
 
-STUDY = ["tasks", "out", "tasks.context", "limit", "checkpoint", "device", "precision", "max_points", "seed", "replace"]
+STUDY = ["tasks", "out", "tasks.context", "limit", "checkpoint", "device", "precision", "processes", "max_points",
+         "seed", "replace"]  # fmt: skip
 """Keys of tasks=long_horizon, beside model."""
 
 
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
             **{key: args[key] for key in STUDY[4:]},
         )
         long_horizon.run(study)
-        _say_where(study.out, {"report": "report.html"})
+        _say_where(study.out, {"report": "report.html", "scores": "long_horizon.json"})
         return 0
     if args["tasks"] != "local":
         from toto_train.evaluation.leaderboards import job as leaderboards

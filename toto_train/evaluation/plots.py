@@ -110,13 +110,10 @@ def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: st
         return svg(figure, name, "validation scores")
 
 
-def run_curves(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str, unit: str, name: str, last: bool = False
-) -> str:
+def run_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str, unit: str, name: str) -> str:
     """One line a run, its name and last or best value at the right: label -> (x [N], value [N]) in the runs' order.
 
-    A run without values keeps its colour. Training loss is smoothed; of another measure the lowest value is marked, or
-    with `last` none.
+    A run without values keeps its colour. Training loss is smoothed; of another measure the lowest value is marked.
     """
     loss, endings = measure == "training loss", []
     with mpl.rc_context(STYLE):
@@ -131,8 +128,8 @@ def run_curves(
             thin = slice(None, None, -max(1, len(y) // 1500))
             marker = "none" if loss or len(y) > 60 else "o"
             axes.plot(x[thin], shown[thin], color=colour, linestyle=dash, linewidth=1.6, marker=marker, markersize=2.8)
-            at = len(y) - 1 if loss or last else int(np.argmin(y))
-            if not loss and not last:
+            at = len(y) - 1 if loss else int(np.argmin(y))
+            if not loss:
                 axes.plot(x[at], y[at], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour)
             short = label if len(label) <= 20 else f"{label[:19]}…"
             endings.append(Ending(f"{short}  {shown[at]:.3f}", x[-1], shown[-1], colour))
