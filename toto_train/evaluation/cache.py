@@ -139,19 +139,19 @@ def held(path: Path) -> Iterator[None]:
 def _scorer(
     name: str, tasks: TaskSet, context: int, rank: int
 ) -> Callable[[np.ndarray], dict[str, np.ndarray | float]]:
-    return partial(_score, name, tasks, context)
+    return partial(_score, None if name == SEASONAL_NAIVE else peers.load(name), tasks, context)
 
 
-def _score(name: str, tasks: TaskSet, context: int, indices: np.ndarray) -> dict[str, np.ndarray | float]:
+def _score(peer: peers.Peer | None, tasks: TaskSet, context: int, indices: np.ndarray) -> dict[str, np.ndarray | float]:
     sums, seconds, fallbacks = Sums.zeros(len(indices)), np.zeros(len(indices)), np.zeros(len(indices))
     for n, i in enumerate(indices):
         w, season = tasks.window(int(i)), int(tasks.windows["season"][i])
         past, horizon = tasks.past(int(i)), w.label.shape[1]
         begin = time.perf_counter()
-        if name == SEASONAL_NAIVE:
+        if peer is None:
             quantiles = seasonal_naive(past, horizon, season)
         else:
-            quantiles, fallbacks[n] = peers.PEERS[name].forecast(past[:, -context:], horizon, season, w.task.frequency)
+            quantiles, fallbacks[n] = peer.forecast(past[:, -context:], horizon, season, w.task.frequency)
         seconds[n] = time.perf_counter() - begin
         scored = window_sums(quantiles[None], w.label[None], w.seasonal_error[None])
         for field, array in vars(sums).items():

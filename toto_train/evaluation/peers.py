@@ -52,7 +52,7 @@ class Peer:
     forecast: Callable[[np.ndarray, int, int, str], tuple[np.ndarray, int]]
     """(past [V, T], horizon, season, frequency) -> quantiles float32 [9, V, horizon], variates that fell back."""
     seconds: float
-    """About what a forecast of one variate takes a core from 1,024 steps (AutoTheta 0.1 to 1.3, by season): to say
+    """About what a forecast of one variate takes a core from 1,024 steps (AutoTheta less from fewer): to say
     beforehand how long many will."""
 
 
@@ -106,6 +106,12 @@ def check(names: list[str]) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise ValueError(f"peer {name!r} needs {package} ({error}): pip install 'toto-train[eval]'") from error
+
+
+def load(name: str) -> Peer:
+    """A peer whose package is imported: the first forecast is timed without that."""
+    importlib.import_module(PEERS[name].package)
+    return PEERS[name]
 
 
 def installed(name: str) -> bool:

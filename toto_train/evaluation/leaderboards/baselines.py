@@ -112,7 +112,7 @@ def _scorer(
     name: str, benchmark: str, options: Options, context: int, rank: int
 ) -> Callable[[Piece], tuple[Rows, int]]:
     """In a process: the rows of a piece, and for how many of them Seasonal Naive stood in."""
-    of = BENCHMARKS[benchmark]
+    of, peer = BENCHMARKS[benchmark], peers.load(name)
     opened: list[tuple[Configuration, Windows]] = []  # the last one: pieces of a configuration follow each other
 
     def score(piece: Piece) -> tuple[Rows, int]:
@@ -124,7 +124,7 @@ def _scorer(
             season, frequency = int(tasks.windows["season"][i]), tasks.tasks[0].frequency
             batch, past = tasks.read(np.array([i])), tasks.past(i)[:, -context:]
             begin = time.perf_counter()
-            quantiles, failed = peers.PEERS[name].forecast(past, batch.horizon, season, frequency)
+            quantiles, failed = peer.forecast(past, batch.horizon, season, frequency)
             parts.append(rows_of(tasks, batch, quantiles[None], time.perf_counter() - begin))
             fallbacks += failed
         return joined(parts), fallbacks

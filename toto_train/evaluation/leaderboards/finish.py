@@ -53,8 +53,8 @@ def plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the tables and the report, print the summary."""
+def sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any], show: bool = True) -> dict[str, Any]:
+    """Write the tables and the report, print the summary if it is to be shown."""
     benchmark, summary, lines = board.benchmark, board.summary, board.lines
     compared = len(next(iter(board.tables.values())))
     facts: dict[str, Any] = {
@@ -96,6 +96,13 @@ def sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict[
             "back to Seasonal Naive"
         )
     write_report(job.out / "report.html", board, {key: str(value) for key, value in shown.items()})
+    if show:
+        _show(job, board, compared)
+    return summary
+
+
+def _show(job: LeaderboardJob, board: Board, compared: int) -> None:
+    benchmark, summary = board.benchmark, board.summary
     share = f"{compared:,} of {benchmark.size:,} configurations"
     if job.options.limit:
         share += f", at most {job.options.limit} windows of each"
@@ -112,4 +119,3 @@ def sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict[
     sys.stdout.write(f"a series takes {', '.join(f'{name} {seconds(value)}' for name, value in spent.items())}\n")
     if board.published and (compared < benchmark.size or job.options.limit):
         log.warning("the published scores are of all %d configurations, whole", benchmark.size)
-    return summary

@@ -115,18 +115,18 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         lines = [results.lines[c.name] for c in chosen]
         by_name = {c.name: c for c in chosen}
 
-        def finish(made: dict[str, Scored]) -> dict[str, Any]:
+        def finish(made: dict[str, Scored], show: bool = True) -> dict[str, Any]:
             """Tables and report of what is there."""
             board = board_of(job, benchmark, str(about["model"]), lines, others, made)
             for line in pick(board, job.examples):
                 windows = cut(benchmark, by_name[line["configuration"]], job.options, forecaster)
                 board.examples += examples.draw(forecaster, windows, line["configuration"], line["examples"])
-            return sum_up(job, board, about)
+            return sum_up(job, board, about, show)
 
         made: dict[str, Scored] = {}
         for name in sorted(names, key=lambda name: peers.PEERS[name].seconds):
             if count := sum(results.lines[c.name]["forecasts"] for c in baselines.left(name)):
-                finish(made)  # what there is is safe, and seen, before a slower one begins
+                finish(made, show=not made)  # safe, and the model's seen, before a slower one begins
             made[name] = _baseline(baselines, name, count)
         return finish(made)
 
