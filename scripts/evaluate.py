@@ -140,7 +140,7 @@ def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
     from toto_train.evaluation.leaderboards.registry import BENCHMARKS
 
     if args["tasks"] not in BENCHMARKS:
-        raise ValueError(f"tasks={args['tasks']} must be one of local, {', '.join(BENCHMARKS)}")
+        raise ValueError(f"tasks={args['tasks']} must be one of local, {', '.join(BENCHMARKS)}, long_horizon")
     if other := [key for key in LOCAL_ONLY if args[key] != DEFAULTS[key]]:
         raise ValueError(f"{other[0]}= is for tasks=local; tasks={args['tasks']} follows its own protocol")
     path = Path(args["tasks.path"])

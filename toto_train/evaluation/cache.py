@@ -54,7 +54,14 @@ def as_shards(path: str | Path, options: FileSource, cache: Path) -> Path:
     if not Path(path).exists():
         raise ValueError(f"tasks.path={path} does not exist; give a folder of shards or of Parquet files")
     source = replace(options, path=str(path))
-    facts = [[str(Path(source.where(f)).resolve()), f.version] for f in source.files()]
+    try:
+        files = source.files()
+    except ValueError as error:
+        hint = "a leaderboard's saved datasets take tasks=gift_eval, boom, boomlet, fev or time"
+        raise ValueError(
+            f"{str(error).replace('source.path', 'tasks.path')}, nor shards ({shards.MANIFEST}); {hint}"
+        ) from error
+    facts = [[str(Path(source.where(f)).resolve()), f.version] for f in files]
     settings = {k: v for k, v in asdict(options).items() if k != "path"}
     made = cache / f"shards-{_digest(shards.SCHEMA, _READER, facts, settings)}"
     with held(made):

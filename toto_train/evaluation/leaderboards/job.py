@@ -85,6 +85,9 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         beside = beside or str(job.out.parent / f"{job.benchmark}.eval")  # the hub's cache is not ours to write to
         job = replace(job, options=replace(job.options, path=from_hub(benchmark)))
     chosen = _chosen(job, benchmark)
+    benchmark.windows(
+        chosen[0], job.options, benchmark.context
+    )  # a reader that is missing is told before the model loads
     device = pick_device(job.device)
     model, about, _ = load(job.model, job.checkpoint)
     names = [name for name in job.baselines if plain(name) not in map(plain, others)]

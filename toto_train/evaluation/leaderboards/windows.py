@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from toto_train.config import TasksConfig
-from toto_train.evaluation.baselines import LEVELS, seasonal_scale
+from toto_train.evaluation.baselines import LEVELS
 from toto_train.evaluation.metrics import MEDIAN, Sums, window_sums
 from toto_train.evaluation.score import checked
 from toto_train.evaluation.tasks import WINDOW, Batch, Forecaster, Store, Task, TaskSet, limited
@@ -55,11 +55,11 @@ class Windows(TaskSet):
         task: Task,
         cut: Cut,
         limit: int = 0,
-        scale: Callable[[np.ndarray, int], np.ndarray] = lambda past, season: seasonal_scale(past, season)[0],
+        scale: Callable[[np.ndarray, int], np.ndarray] | None = None,
     ):
-        """limit: most windows, drawn by the configuration's name. scale: seasonal error, past [V, T] -> [V]."""
+        """limit: most windows, drawn by the configuration's name. scale: another seasonal error, past [V, T] -> [V]."""
         self.store, self.config, self.tasks = store, TasksConfig(context=cut.context, limit=limit), [task]
-        self._scale, index = scale, store.index(task.source)
+        self.scale, index = scale, store.index(task.source)
         rows, rounds = [], []
         for (series, start), number in zip(cut.starts, cut.rounds or [0] * len(cut.starts), strict=True):
             if start < 1:
@@ -78,12 +78,11 @@ class Windows(TaskSet):
         kept = limited(np.arange(len(rows)), cut.name, limit)
         self.windows, self.rounds = np.array(rows, WINDOW)[kept], np.array(rounds)[kept]
 
-    def seasonal_error(self, past: np.ndarray, season: int) -> np.ndarray:
-        return self._scale(past, season)
-
     def features(self, indices: np.ndarray, width: int) -> np.ndarray:
         """Past features of windows, float32 [N, E, width], NaN on the left where there is less history."""
         found = []
+        if not len(self.store.past_features(int(self.windows["series"][indices[0]]))):  # a dataset has them or not
+            return np.empty((len(indices), 0, width), np.float32)
         for w in self.windows[indices]:
             values = self.store.past_features(int(w["series"]))[:, w["start"] - w["context"] : w["start"]]
             found.append(np.pad(values, ((0, 0), (width - values.shape[1], 0)), constant_values=np.nan))
