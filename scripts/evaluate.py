@@ -10,19 +10,21 @@ tasks=gift_eval|boom|boomlet|fev|time  a leaderboard by its own protocol, from i
             tasks.include= tasks.exclude= (globs of configurations, 'electricity/*')   tasks.terms= (default: all)
             tasks.groups=keep|split   tasks.context=0 (the benchmark's)   against=DIR (MODEL/all_results.csv of others)
 tasks=long_horizon  sums of sinusoids to 8192 steps, in one pass and in blocks; limit=8 series, tasks.context=
-            model=A,B,C takes several, a plot each
+            model=A,B,C takes several, plots of each
 limit=0     most windows of one task, a fixed random choice; 0 scores all
-baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none;
-            baselines.context=1024 is their history; their scores are kept in DIR.eval, or in cache=
-engine=     kernel, or gluonts to have every task scored by gluonts too and see how far the two differ
+baselines=  auto_theta,flair (needs pip install 'toto-train[eval]'; the default takes those installed), or none: on a
+            whole leaderboard they take many hours, after the model. baselines.context=1024 is their history;
+            workers=0 their processes (0: all cores); their scores are kept in DIR.eval, or in cache=
+engine=     of local tasks: kernel, or gluonts to have every task scored by gluonts too and see how far the two differ
 Tables: source.name= source.domain=observability source.time= source.item= (as in scripts/build_shards.py).
 Any: device=auto|cpu|cuda precision=fp32|bf16 processes=1 (for the model, a GPU each where there are enough)
-workers=0 (processes for baselines; 0: all cores) max_points=1048576 (values in a batch)
-examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0 replace=true.
+max_points=1048576 (values in a batch) examples=8 (tasks with forecasts drawn) draws=1000 (bootstrap) seed=0
+replace=true.
 
 Writes to out=, by default evaluations/MODEL-TASKS: of local tasks scores.json, rows.parquet (every window; one file a
-baseline too) and report.html; of a leaderboard MODEL/all_results.csv and config.json, Seasonal Naive's beside them,
-scores.json and results.jsonl (a line a configuration). Killed, the same command goes on where it was.
+baseline too) and report.html; of a leaderboard MODEL/all_results.csv and config.json, the baselines' beside them,
+scores.json and results.jsonl (a line a configuration); of long horizons long_horizon.json and results.jsonl. Killed,
+the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -72,10 +74,10 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "replace": False,
 }
-LOCAL_ONLY = ["baselines", "baselines.context", "engine", "tasks.max_windows", "draws", "cache", "workers",
-              "seed", *(f"source.{key}" for key in TABLE_KEYS)]  # fmt: skip
+LOCAL_ONLY = ["engine", "tasks.max_windows", "draws", "seed", *(f"source.{key}" for key in TABLE_KEYS)]
 
-STUDY = ["tasks", "out", "tasks.context", "limit", "checkpoint", "device", "precision", "max_points", "seed", "replace"]
+STUDY = ["tasks", "out", "tasks.context", "limit", "checkpoint", "device", "precision", "processes", "max_points",
+         "seed", "replace"]  # fmt: skip
 """Keys of tasks=long_horizon, beside model."""
 
 
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> int:
             **{key: args[key] for key in STUDY[4:]},
         )
         long_horizon.run(study)
-        _say_where(study.out, {"report": "report.html"})
+        _say_where(study.out, {"report": "report.html", "scores": "long_horizon.json"})
         return 0
     if args["tasks"] != "local":
         from toto_train.evaluation.leaderboards import job as leaderboards
@@ -134,10 +136,11 @@ def _check(args: dict[str, Any]) -> None:
 
 def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
     from toto_train.evaluation.leaderboards.benchmarks import Options
-    from toto_train.evaluation.leaderboards.job import BENCHMARKS, LeaderboardJob
+    from toto_train.evaluation.leaderboards.job import LeaderboardJob
+    from toto_train.evaluation.leaderboards.registry import BENCHMARKS
 
     if args["tasks"] not in BENCHMARKS:
-        raise ValueError(f"tasks={args['tasks']} must be one of local, {', '.join(BENCHMARKS)}")
+        raise ValueError(f"tasks={args['tasks']} must be one of local, {', '.join(BENCHMARKS)}, long_horizon")
     if other := [key for key in LOCAL_ONLY if args[key] != DEFAULTS[key]]:
         raise ValueError(f"{other[0]}= is for tasks=local; tasks={args['tasks']} follows its own protocol")
     path = Path(args["tasks.path"])
@@ -151,20 +154,16 @@ def leaderboard_request(args: dict[str, Any]) -> LeaderboardJob:
         terms=_words(args["tasks.terms"]),
         hub=not args["tasks.path"],
         list_of_tasks=args["tasks.list"],
+        baselines=_baselines(args["baselines"]),
+        baseline_context=args["baselines.context"],
         **{
             key: args[key]
             for key in (
-                "against",
-                "checkpoint",
-                "device",
-                "examples",
-                "max_points",
-                "precision",
-                "processes",
-                "replace",
+                "against", "cache", "checkpoint", "device", "examples", "max_points", "precision", "processes",
+                "replace", "workers",
             )
         },
-    )
+    )  # fmt: skip
 
 
 def request(args: dict[str, Any]) -> Job:

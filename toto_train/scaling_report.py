@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from toto_train.evaluation.page import COLOURS, cell, heads, plural, write_page
-from toto_train.evaluation.plots import INK, MUTED, SERIES, STYLE, Ending, _label_right, short_number, svg
+from toto_train.evaluation.plots import INK, MUTED, SERIES, STYLE, Ending, label_right, short_number, svg
 from toto_train.scaling_law import (
     Band,
     Check,
@@ -167,7 +167,7 @@ def points_plot(f: Findings) -> str:
             axes.plot([o.points for o in own], [o.loss for o in own], "o", color=colour, markersize=3.5)
             endings.append(Ending(own[0].size, x[-1], y[-1], colour))
         _log(axes, sorted(set(seen)), "points seen")
-        _label_right(axes, endings)
+        label_right(axes, endings)
         return svg(figure, "points", "held-out loss over points, by size")
 
 
@@ -191,7 +191,7 @@ def size_plot(f: Findings) -> str:
             axes.plot([c.parameters] * 2, [c.predicted.low, c.predicted.high], color=MUTED, linewidth=1)
             axes.plot(c.parameters, c.predicted.value, "_", color=INK, markersize=9)
         _log(axes, [*sizes, f.ahead[0][0]], "parameters")
-        _label_right(axes, endings)
+        label_right(axes, endings)
         return svg(figure, "sizes", "held-out loss over parameters, by horizon")
 
 

@@ -15,8 +15,9 @@ import pytest
 from toto_train.evaluation import rows
 from toto_train.evaluation.compare import differences, flat, matched, notes, read_run, read_runs, standings, verdict
 from toto_train.evaluation.compare_page import write_comparison
+from toto_train.evaluation.lines import without_nan
 from toto_train.evaluation.metrics import Interval, Sums
-from toto_train.evaluation.score import Scores, without_nan
+from toto_train.evaluation.score import Scores
 
 ROOT = Path(__file__).parents[2]
 SERIES, STARTS = 20, 3

@@ -231,7 +231,7 @@ def peer(monkeypatch) -> list[int]:
         assert frequency in ("H", "5T")
         return seasonal_naive(past, horizon, season, intervals=False), len(past) - 1
 
-    monkeypatch.setitem(peers.PEERS, "point", peers.Peer("point", "Point", "numpy", forecast))
+    monkeypatch.setitem(peers.PEERS, "point", peers.Peer("point", "Point", "numpy", forecast, 0.01))
     return calls
 
 

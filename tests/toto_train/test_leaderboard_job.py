@@ -251,7 +251,8 @@ def test_datasets_of_the_hubs_cache_need_no_path(model, tmp_path, monkeypatch, c
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert evaluate.main([f"model={model}", "tasks=gift_eval", f"out={tmp_path / 'out'}"]) == 0
+    arguments = [f"model={model}", "tasks=gift_eval", f"out={tmp_path / 'out'}", "baselines=none"]
+    assert evaluate.main(arguments) == 0
     assert "1 of 97 configurations" in capsys.readouterr().out
     with pytest.raises(ValueError, match="Datadog/BOOM is neither in the cache nor to be had from the hub"):
         evaluate.main([f"model={model}", "tasks=boomlet", f"out={tmp_path / 'boomlet'}"])
@@ -259,6 +260,7 @@ def test_datasets_of_the_hubs_cache_need_no_path(model, tmp_path, monkeypatch, c
 
 def test_the_command(model, data, tmp_path, capsys):
     arguments = {"model": model, "tasks": "gift_eval", "tasks.path": data, "out": tmp_path / "out", "limit": 2}
+    arguments["baselines"] = "none"
     assert evaluate.main([f"{key}={value}" for key, value in (arguments | {"tasks.include": "hosp*"}).items()]) == 0
     assert "GIFT-Eval: overall, 1 of 97 configurations, at most 2 windows of each" in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds another evaluation"):  # of other windows

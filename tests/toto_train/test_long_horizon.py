@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from toto_train.config import ModelConfig
 from toto_train.evaluation import long_horizon
 from toto_train.evaluation.long_horizon import LongHorizonJob, measure, pearson, sinusoids
 from toto_train.model.toto import Toto
+
+from .pages import check_page
 
 
 def test_the_series_have_the_three_periods_and_nothing_else():
@@ -43,9 +46,9 @@ def test_a_forecast_out_of_phase_is_told(shift, r):
         rows = [np.flatnonzero((values[:, 0, :512] == c[0]).all(1))[0] for c in contexts]
         return np.repeat(values[rows][:, None, :, at : at + horizon], 9, 1)
 
-    found = measure(forecaster, values, 512, 1000, max_points=1)
-    assert found["r"] == pytest.approx(r, abs=1e-4)
-    assert (found["mase"] == 0) == (shift == 0)
+    found = measure(forecaster, values, 512, 1000)
+    assert found["r"] == pytest.approx([r] * 2, abs=1e-4)
+    assert ((found["mase"] == 0) == (shift == 0)).all()
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +88,61 @@ def test_the_command(model, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out" / "long_horizon.json").read_text())["context"] == {"small": 128}
     with pytest.raises(ValueError, match=r"missing tasks\.path="):
         evaluate.main([f"model={model}"])
-    with pytest.raises(ValueError, match="processes= is not for tasks=long_horizon; it takes tasks, out"):
-        evaluate.main([*arguments, "processes=2"])
+    with pytest.raises(ValueError, match="workers= is not for tasks=long_horizon; it takes tasks, out"):
+        evaluate.main([*arguments, "workers=2"])
+
+
+def test_a_killed_study_goes_on_where_it_was(model, tmp_path, monkeypatch):
+    asked = LongHorizonJob([model], tmp_path / "whole", series=3, block=64, horizons=(32, 160), device="cpu")
+    whole = long_horizon.run(asked)
+    calls: list[tuple[int, int]] = []
+
+    def killed(forecaster, values, context, horizon):
+        calls.append((horizon, len(values)))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measure(forecaster, values, context, horizon)
+
+    monkeypatch.setattr(long_horizon, "measure", killed)
+    small = replace(asked, out=tmp_path / "out", max_points=2 * (256 + 160))
+    with pytest.raises(KeyboardInterrupt):
+        long_horizon.run(small)
+    file = tmp_path / "out" / long_horizon.RESULTS
+    assert file.read_text().count("\n") == 3
+    file.write_text(file.read_text() + '{"piece": "small, one pa')  # the line that was being written
+    found = long_horizon.run(small)["small"]
+    assert calls == [(160, 2), (160, 1)] * 2 + [(160, 1)] + [(32, 2), (32, 1)] * 2  # longest first, no more than fit
+    for way, of in whole["small"].items():
+        for horizon, score in of.items():
+            assert found[way][horizon] == pytest.approx(score, rel=1e-5)
+    del calls[:]
+    long_horizon.run(small)
+    assert not calls
+
+
+def test_published_r_stands_beside_ours_and_is_marked(model, tmp_path):
+    asked = LongHorizonJob([model], tmp_path, series=1, horizons=(32, 2048, 4096), block=2048, device="cpu")
+    ours = long_horizon.run(asked)["small"]["blocks of 2048"]
+    page = (tmp_path / "report.html").read_text()
+    check_page(page)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "Toto-2.0-22m published 0.805 0.484 " in text  # at 2,048 and 4,096; none at 32
+    assert f" blocks of 2048 {ours[32]['r']:.3f} {ours[2048]['r']:.3f} {ours[4096]['r']:.3f} " in text
+    dashed = page[: page.index("<table")].count("stroke-dasharray")
+    assert dashed >= len(long_horizon.PUBLISHED_R)
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_scores(model, tmp_path):
+    asked = LongHorizonJob(
+        [model], tmp_path / "one", series=3, block=64, horizons=(32, 160), max_points=500, device="cpu"
+    )
+    two = replace(asked, out=tmp_path / "two", processes=2)
+    assert long_horizon.run(asked) == long_horizon.run(two)
+    lines = [[json.loads(line) for line in (out / "results.jsonl").open()] for out in (asked.out, two.out)]
+    kept = [{line["piece"]: (line["r"], line["mase"]) for line in of} for of in lines]
+    assert kept[0] == kept[1]
+    assert len(lines[1]) == 2 * 2 * 3
 
 
 def test_a_block_of_half_a_patch_is_refused(model, tmp_path):
@@ -106,7 +162,7 @@ def test_several_models_share_a_page_with_plots_of_each(model, tmp_path, monkeyp
     assert both["context"] == {"small": 256, "wider": 192}
     assert both["scores"]["wider"] == alone["scores"]["wider"] != both["scores"]["small"]
     page = (tmp_path / "both" / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6  # r and MASE of both, then of each
     assert "<h2>wider</h2>" in page
     with pytest.raises(ValueError, match="two are named small; give them folders of different names"):
         long_horizon.run(LongHorizonJob([model, model], tmp_path / "twice", device="cpu"))

@@ -91,7 +91,7 @@ def test_report_shows_the_scores(page, scores):
     assert seconds(scores.seconds_per_series) in text
     assert "Beside other forecasters" not in text
     assert "0.750" in text  # the best validation score
-    assert page.count('<svg class="plot"') == 2 + len(scores.examples) + 1
+    assert page.count('<svg class="plot"') == 2 + len(scores.examples) + 4  # ranks, ratios, calibration, sharpness
     assert len(scores.examples) == 6
 
 
@@ -112,6 +112,27 @@ def test_report_sets_peers_beside_the_model(tmp_path, scores, peers):
     assert page.count("<mark>") == 2  # the model is best where there is a ratio
     assert seconds(peers["FLAIR"].seconds_per_series) in text
     check_page(page)
+
+
+def test_ranks_and_sharpness_by_hand(tmp_path, scores, peers):
+    text = re.sub(
+        r"\s+", " ", re.sub(r"<[^>]+>", " ", write_report(tmp_path, "run", {}, None, scores, peers).read_text())
+    )
+    # of two tasks with a ratio the model is best in both, the peer next; FLAIR and Seasonal Naive share the last place
+    for name, mean in {"this model": "1.00 · 100%", "Auto&lt;Theta&gt;": "2.00 · 67%", "FLAIR": "3.50 · 17%"}.items():
+        assert mean in text, name
+    assert text.count("3.50 · 17%") == 2
+    w = scores.table["source"].to_numpy()
+    wide = [[s.width[w == source].sum(0) for source in ("left", "right")] for s in (scores.model, scores.baseline)]
+    width = np.exp(np.log(np.divide(*wide)).mean(0))
+    held = [s.below[w == "left"].sum(0) / s.points[w == "left"].sum() for s in (scores.model, scores.baseline)]
+    held += [s.below[w == "right"].sum(0) / s.points[w == "right"].sum() for s in (scores.model, scores.baseline)]
+    inside = [[of[8 - k] - of[k] for k in range(4)] for of in (np.mean(held[::2], 0), np.mean(held[1::2], 0))]
+    for k, band in enumerate((80, 60, 40, 20)):
+        mine, naive = (f"{share[k]:.0%}" for share in inside)
+        row = f" {band}% {mine} {width[k]:.3f} {mine} {width[k]:.3f} {naive} 1.000 {naive} 1.000 "
+        assert row in text
+    assert width[0] == pytest.approx(0.6, abs=0.05)  # as the forecaster was made
 
 
 def test_peers_must_share_the_windows(tmp_path, scores):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -19,7 +20,7 @@ from data_pipelines.series import Series
 from toto_train.config import TasksConfig
 from toto_train.evaluation import rows
 from toto_train.evaluation.baselines import LEVELS, seasonal_naive, seasonal_scale
-from toto_train.evaluation.metrics import Member, Sums, overall, window_sums
+from toto_train.evaluation.metrics import Member, Sums, overall, sharpness, window_sums
 from toto_train.evaluation.score import Scores, evaluate
 from toto_train.evaluation.tasks import TaskSet
 
@@ -77,6 +78,9 @@ def test_kernel_by_hand():
     np.testing.assert_allclose(sums.quantile_loss[0], expected)
     assert sums.below[0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert (sums.points[0], sums.absolute[0], sums.scaled_points[0]) == (2, 2.5, 2)
+    np.testing.assert_allclose(sums.width[0], [0.8, 0.6, 0.4, 0.2])  # of the step whose quantiles differ
+    np.testing.assert_allclose(sharpness(sums, sums), 1)
+    assert np.isnan(sharpness(sums, Sums.zeros(1))).all()
     assert sums.mase() == (0 + 2 / 4) / 2
 
 
@@ -287,6 +291,8 @@ def test_a_killed_evaluation_goes_on_where_it_was(tasks, tmp_path, monkeypatch):
 
 def test_processes_share_the_work(tasks):
     """Three ranks in turn: the sum over them is what one process finds, and all make the same number of calls."""
+    names = [f.name for f in fields(Sums)]
+    names += ["seconds", *(f"naive_{name}" for name in names)]  # in the order in which they are gathered
     found: list[list[np.ndarray]] = [[], [], []]
     calls = [0, 0, 0]
 
@@ -304,7 +310,9 @@ def test_processes_share_the_work(tasks):
     assert min(len(b) for b in tasks.batches(1600)) < 3  # some batches leave a rank without a window
     assert all(0 < of[0].any(1).sum() < len(tasks) for of in found)
     np.testing.assert_array_equal(sum(of[0] for of in found), whole.model.quantile_loss)
-    np.testing.assert_array_equal(sum(of[-1] for of in found), whole.baseline.points)
+    for part, sums in (("", whole.model), ("naive_", whole.baseline)):
+        for name, value in vars(sums).items():
+            np.testing.assert_array_equal(sum(of[names.index(part + name)] for of in found), value)
 
 
 def test_rows_return_from_parquet_as_they_were(tasks, tmp_path):

@@ -34,7 +34,9 @@ def seasonal_scale(past: np.ndarray, season: int) -> tuple[np.ndarray, np.ndarra
     return scale[0], scale[1]
 
 
-def seasonal_naive(past: np.ndarray, horizon: int, season: int, intervals: bool = True) -> np.ndarray:
+def seasonal_naive(
+    past: np.ndarray, horizon: int, season: int, intervals: bool = True, rms: np.ndarray | None = None
+) -> np.ndarray:
     """Repeat the last season: past [V, T] with NaN = missing -> quantiles float32 [9, V, horizon].
 
     A phase whose last value is missing takes its latest observed value of earlier seasons, a phase never observed the
@@ -43,7 +45,7 @@ def seasonal_naive(past: np.ndarray, horizon: int, season: int, intervals: bool 
     With `intervals` the quantiles are normal around that, sd = rms seasonal step * sqrt(full seasons ahead + 1), as in
     statsforecast. That is the Seasonal Naive of GIFT-Eval and BOOM, and the denominator of our relative scores: a
     point forecast pays for every missed spread, so dividing by it would flatter the model. Without `intervals` all
-    nine quantiles are the point forecast.
+    nine quantiles are the point forecast. rms: what `seasonal_scale` gives, where it is known.
     """
     variates, length = past.shape
     lag = effective_season(season, length)
@@ -51,7 +53,8 @@ def seasonal_naive(past: np.ndarray, horizon: int, season: int, intervals: bool 
     mean = np.stack([_latest_by_phase(y, lag) for y in past])[:, ahead % lag]
     if not intervals:
         return np.broadcast_to(mean, (len(LEVELS), variates, horizon)).astype(np.float32)
-    sd = seasonal_scale(past, season)[1][:, None] * np.sqrt(ahead // lag + 1)
+    rms = seasonal_scale(past, season)[1] if rms is None else rms
+    sd = rms[:, None] * np.sqrt(ahead // lag + 1)
     return (mean + ndtri(LEVELS)[:, None, None] * sd).astype(np.float32)
 
 

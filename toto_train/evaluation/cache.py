@@ -54,10 +54,17 @@ def as_shards(path: str | Path, options: FileSource, cache: Path) -> Path:
     if not Path(path).exists():
         raise ValueError(f"tasks.path={path} does not exist; give a folder of shards or of Parquet files")
     source = replace(options, path=str(path))
-    facts = [[str(Path(source.where(f)).resolve()), f.version] for f in source.files()]
+    try:
+        files = source.files()
+    except ValueError as error:
+        hint = "a leaderboard's saved datasets take tasks=gift_eval, boom, boomlet, fev or time"
+        raise ValueError(
+            f"{str(error).replace('source.path', 'tasks.path')}, nor shards ({shards.MANIFEST}); {hint}"
+        ) from error
+    facts = [[str(Path(source.where(f)).resolve()), f.version] for f in files]
     settings = {k: v for k, v in asdict(options).items() if k != "path"}
     made = cache / f"shards-{_digest(shards.SCHEMA, _READER, facts, settings)}"
-    with _held(made):
+    with held(made):
         if (made / shards.MANIFEST).is_file():
             return made
         series = (s for unit in source.units() for s in source.read(unit, Counter()))
@@ -95,7 +102,7 @@ def baseline(
     stem = f"{name}-{_digest(VERSION, tasks.fingerprint, version)}"
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"{stem}.parquet"
-    with _held(file):
+    with held(file):
         return _baseline(name, tasks, file, context, workers, progress)
 
 
@@ -129,7 +136,7 @@ def _baseline(
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def held(path: Path) -> Iterator[None]:
     """Let one process at a time make `path`: a second one waits, then finds it there."""
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -139,19 +146,19 @@ def _held(path: Path) -> Iterator[None]:
 def _scorer(
     name: str, tasks: TaskSet, context: int, rank: int
 ) -> Callable[[np.ndarray], dict[str, np.ndarray | float]]:
-    return partial(_score, name, tasks, context)
+    return partial(_score, None if name == SEASONAL_NAIVE else peers.load(name), tasks, context)
 
 
-def _score(name: str, tasks: TaskSet, context: int, indices: np.ndarray) -> dict[str, np.ndarray | float]:
+def _score(peer: peers.Peer | None, tasks: TaskSet, context: int, indices: np.ndarray) -> dict[str, np.ndarray | float]:
     sums, seconds, fallbacks = Sums.zeros(len(indices)), np.zeros(len(indices)), np.zeros(len(indices))
     for n, i in enumerate(indices):
         w, season = tasks.window(int(i)), int(tasks.windows["season"][i])
         past, horizon = tasks.past(int(i)), w.label.shape[1]
         begin = time.perf_counter()
-        if name == SEASONAL_NAIVE:
+        if peer is None:
             quantiles = seasonal_naive(past, horizon, season)
         else:
-            quantiles, fallbacks[n] = peers.PEERS[name].forecast(past[:, -context:], horizon, season, w.task.frequency)
+            quantiles, fallbacks[n] = peer.forecast(past[:, -context:], horizon, season, w.task.frequency)
         seconds[n] = time.perf_counter() - begin
         scored = window_sums(quantiles[None], w.label[None], w.seasonal_error[None])
         for field, array in vars(sums).items():

@@ -1,4 +1,4 @@
-"""Plots of how scores are spread over the configurations of a benchmark; SVG as in `plots`."""
+"""Plots of how scores are spread over tasks, or the configurations of a benchmark; SVG as in `plots`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from toto_train.evaluation.plots import ACCENT, INK, MUTED, SECOND, STYLE, svg
+from toto_train.evaluation.plots import ACCENT, INK, MUTED, STYLE, Ending, label_right, svg
 
 DOTS = 150
 """Most values of a row that are drawn one by one."""
@@ -93,9 +93,21 @@ def _rows(rows: Sequence[Spread]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def sharpness(coverage: np.ndarray, width: np.ndarray, name: str) -> str:
-    """Each configuration by the share of values inside its central 80 % [N] and by the width of that band over Seasonal
-    Naive's [N]; the means are marked."""
+@dataclass(frozen=True)
+class Mean:
+    """A forecaster in the plot of sharpness."""
+
+    label: str
+    coverage: float
+    """Share of values inside the central 80 %."""
+    width: float
+    """Of that band, over Seasonal Naive's."""
+    colour: str
+
+
+def sharpness(coverage: np.ndarray, width: np.ndarray, means: Sequence[Mean], name: str) -> str:
+    """Each task or configuration by the share of values inside its central 80 % [N] and by the width of that band over
+    Seasonal Naive's [N]; a ring for the mean of every forecaster."""
     known = np.isfinite(coverage) & np.isfinite(width) & (width > 0)
     coverage, width = coverage[known], width[known]
     with mpl.rc_context(STYLE):
@@ -108,20 +120,22 @@ def sharpness(coverage: np.ndarray, width: np.ndarray, name: str) -> str:
             some = np.random.Generator(np.random.Philox(0)).permutation(len(width))[:CLOUD]
             alpha = max(0.25, 0.7 - len(some) / 2000)
             axes.plot(coverage[some], width[some], "o", color=ACCENT, markersize=3.6, alpha=alpha, markeredgewidth=0)
-            centre = float(coverage.mean()), float(np.exp(np.log(width).mean()))
-            axes.plot(*centre, "o", markersize=10, markerfacecolor="none", markeredgecolor=SECOND, markeredgewidth=2)
-            axes.annotate("mean", centre, (9, 7), textcoords="offset points", color=SECOND, fontweight="bold")
-        _ratio_axis(axes, width, "y")
+        marked = [mean for mean in means if math.isfinite(mean.coverage) and math.isfinite(mean.width)]
+        for mean in marked:
+            (ring,) = axes.plot(mean.coverage, mean.width, "o", markersize=10, markerfacecolor="none")
+            ring.set(markeredgecolor=mean.colour, markeredgewidth=2)
+        _ratio_axis(axes, width, "y", [mean.width for mean in marked])
         axes.set(xlim=(0, 1.02), xlabel="share of values inside the 80% band", ylabel="width of the band, naive = 1")
         axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20%", "40%", "60%", "80%", "100%"])
+        label_right(axes, [Ending(_short(mean.label, 18), mean.coverage, mean.width, mean.colour) for mean in marked])
         return svg(figure, name, "sharpness against coverage")
 
 
-def _ratio_axis(axes: Axes, values: np.ndarray, which: str = "x") -> None:
-    """Logarithmic around 1, wide enough for all but the outermost hundredths."""
+def _ratio_axis(axes: Axes, values: np.ndarray, which: str = "x", marked: Sequence[float] = ()) -> None:
+    """Logarithmic around 1, wide enough for all but the outermost hundredths, and for what is marked."""
     values = values[np.isfinite(values) & (values > 0)]
     low, high = np.quantile(values, [0.01, 0.99]) if len(values) else (1, 1)
-    low, high = min(low / 1.12, 0.8), max(high * 1.12, 1.25)
+    low, high = min(low / 1.12, 0.8, *(v / 1.12 for v in marked)), max(high * 1.12, 1.25, *(v * 1.12 for v in marked))
     getattr(axes, f"set_{which}scale")("log")
     getattr(axes, f"set_{which}lim")(low, high)
     axis = getattr(axes, f"{which}axis")

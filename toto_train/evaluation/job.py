@@ -250,9 +250,9 @@ def _span(steps: np.ndarray) -> str:
 
 
 @contextmanager
-def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A function that takes the number of windows done so far."""
-    with tqdm(total=total, unit="window", desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+def progress_bar(total: int, what: str, unit: str = "window") -> Iterator[Callable[[int], None]]:
+    """A function that takes the number of windows, or other units, done so far."""
+    with tqdm(total=total, unit=f" {unit}", desc=what, disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
         def advance(done: int) -> None:
             bar.update(done - bar.n)

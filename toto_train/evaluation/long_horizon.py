@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
-from itertools import count, product
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from toto_train.evaluation import plots
 from toto_train.evaluation.baselines import seasonal_scale
-from toto_train.evaluation.job import check_out, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.job import check_out, forecaster_of, load, open_out, progress_bar, weights_hash
+from toto_train.evaluation.lines import Lines, without_nan
+from toto_train.evaluation.long_horizon_page import Scores, Times, write_report
 from toto_train.evaluation.metrics import MEDIAN
-from toto_train.evaluation.page import write_page
-from toto_train.evaluation.score import without_nan
+from toto_train.evaluation.processes import share
 from toto_train.evaluation.tasks import Forecaster as Forecast
 from toto_train.files import write_text
-from toto_train.forecast import PUBLISHED, Forecaster, check_precision
-from toto_train.model.toto import Toto
+from toto_train.forecast import PUBLISHED, Forecaster, ForecastOptions, check_precision
 from toto_train.ranks import pick_device
 
 PERIODS = (500, 100, 20)
@@ -43,8 +44,7 @@ PUBLISHED_R: dict[str, dict[int, float]] = {
 }
 """Pearson r of block decoding by horizon: others' figures, not measured here."""
 
-Scores = dict[str, dict[int, dict[str, float]]]
-"""Way of decoding -> horizon -> r and mase."""
+RESULTS = "results.jsonl"
 
 
 @dataclass
@@ -65,6 +65,8 @@ class LongHorizonJob:
     precision: str = "fp32"
     """fp32 | bf16: what forecasts are computed in."""
     max_points: int = 2**20
+    """Values of context and horizon forecast at once."""
+    processes: int = 1
     seed: int = 0
     replace: bool = False
 
@@ -83,73 +85,140 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(-1), size, out=np.zeros_like(size), where=size > 1e-9)
 
 
-def measure(forecaster: Forecast, values: np.ndarray, context: int, horizon: int, max_points: int) -> dict[str, float]:
-    """Pearson r and MASE of the median, means over series: values [N, 1, context + horizon at least].
+def measure(forecaster: Forecast, values: np.ndarray, context: int, horizon: int) -> dict[str, np.ndarray]:
+    """Pearson r and MASE of the median for each series [N]: values [N, 1, context + horizon at least].
 
     MASE is scaled by the mean step y[t] - y[t-1]: the seasonal error of the common period is 0.
     """
     past, label = values[:, :, :context], values[:, :, context : context + horizon].astype(np.float64)
-    step = max(1, max_points // (context + horizon))
-    parts = [np.asarray(forecaster(past[at : at + step], horizon)) for at in range(0, len(past), step)]
-    median = np.concatenate(parts)[:, MEDIAN].astype(np.float64)
+    median = np.asarray(forecaster(past, horizon))[:, MEDIAN].astype(np.float64)
     scale = np.stack([seasonal_scale(y, 1)[0] for y in past])
-    return {
-        "r": float(pearson(median, label).mean()),
-        "mase": float((np.abs(median - label).mean(-1) / scale).mean()),
-    }
+    return {"r": pearson(median, label)[:, 0], "mase": (np.abs(median - label).mean(-1) / scale)[:, 0]}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study."""
+
+    path: str
+    weights: str
+    """Their hash."""
+    context: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is forecast and written at once: some of the series."""
+
+    model: str
+    way: str
+    horizon: int
+    first: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}, {self.way}, {self.horizon} steps, series {self.first} to {self.end - 1}"
 
 
 def run(job: LongHorizonJob) -> dict[str, Scores]:
     """Measure every model both ways at every horizon; writes long_horizon.json and report.html to `job.out`, prints a
-    table. Returns the scores by the models' names."""
+    table. Returns the scores by the models' names. The same call goes on with a killed one."""
     check_precision(job.precision)
     check_out(job.out)
     device = pick_device(job.device)
-    loaded = [load(path, job.checkpoint) for path in job.models]
-    names = [str(about["model"]) for _, about, _ in loaded]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(
-            f"model={','.join(job.models)}: two are named {twice[0]}; give them folders of different names"
-        )
-    for model, _, _ in loaded:
-        if job.block < 1 or job.block % model.config.patch_size:
-            raise ValueError(
-                f"block={job.block} must be a positive multiple of the patch size {model.config.patch_size}"
-            )
-    contexts = {name: job.context or trained for name, (_, _, trained) in zip(names, loaded, strict=True)}
-    weights = {name: weights_hash(model) for name, (model, _, _) in zip(names, loaded, strict=True)}
+    subjects = _subjects(job)
     request = {
-        "weights": weights, "study": "long_horizon", "context": contexts, "series": job.series,
+        "weights": {name: s.weights for name, s in subjects.items()}, "study": "long_horizon",
+        "context": {name: s.context for name, s in subjects.items()}, "series": job.series,
         "block": job.block, "horizons": list(job.horizons), "seed": job.seed, "precision": job.precision,
     }  # fmt: skip
-    paths = dict(zip(names, job.models, strict=True))
-    with open_out(job.out, {"models": paths}, request, job.replace):
-        found: dict[str, Scores] = {}
-        with progress_bar(2 * len(names) * len(job.horizons), "long horizons") as advance:
-            done = count(1)
-            for name, (model, _, _) in zip(names, loaded, strict=True):
-                model.to(device)
-                found[name] = _scores(job, model, device, contexts[name], lambda: advance(next(done)))
-                model.cpu()
-        result = {**request, "scores": found, "published_r": PUBLISHED_R}
+    with open_out(job.out, {"models": {name: s.path for name, s in subjects.items()}}, request, job.replace):
+        pieces, kept = _pieces(job, subjects), Lines(job.out / RESULTS, "piece")
+        todo = [piece for piece in pieces if piece.name not in kept.lines]
+        with progress_bar(len(pieces), "long horizons", "forecast") as advance:
+            advance(len(pieces) - len(todo))
+            for k, (_, line) in enumerate(share(partial(_scorer, job, subjects, device), todo, job.processes), 1):
+                kept.add(line)
+                advance(len(pieces) - len(todo) + k)
+        found, times = _joined(job, pieces, kept)
+        result = {**request, "scores": found, "seconds_per_series": times, "published_r": PUBLISHED_R}
         write_text(job.out / "long_horizon.json", json.dumps(without_nan(result), indent=2, allow_nan=False))
-        _page(job, contexts, found)
+        lead = f"A sum of sinusoids of {', '.join(map(str, PERIODS))} steps: {job.series} series, {job.precision}."
+        contexts = {name: s.context for name, s in subjects.items()}
+        write_report(job.out / "report.html", lead, contexts, found, times, PUBLISHED_R)
     sys.stdout.write(table(found) + "\n")
     return found
 
 
-def _scores(job: LongHorizonJob, model: Toto, device: str, context: int, advance: Callable[[], None]) -> Scores:
-    """Of one model."""
-    ways = {
-        "one pass": Forecaster(model, device, precision=job.precision),
-        f"blocks of {job.block}": Forecaster(model, device, replace(PUBLISHED, block=job.block), job.precision),
-    }
-    values = sinusoids(job.series, context + max(job.horizons), job.seed)
-    found: Scores = {way: {} for way in ways}
-    for way, horizon in product(ways, job.horizons):
-        found[way][horizon] = measure(ways[way], values, context, horizon, job.max_points)
-        advance()
+def _subjects(job: LongHorizonJob) -> dict[str, Subject]:
+    """The models by name, each looked at once: a process that forecasts loads what it needs again."""
+    found: dict[str, Subject] = {}
+    for path in job.models:
+        model, about, trained = load(path, job.checkpoint)
+        name, patch = str(about["model"]), model.config.patch_size
+        if name in found:
+            raise ValueError(
+                f"model={','.join(job.models)}: two are named {name}; give them folders of different names"
+            )
+        if job.block < 1 or job.block % patch:
+            raise ValueError(f"block={job.block} must be a positive multiple of the patch size {patch}")
+        found[name] = Subject(path, weights_hash(model), job.context or trained)
     return found
+
+
+def _ways(job: LongHorizonJob) -> dict[str, ForecastOptions]:
+    return {"one pass": PUBLISHED, f"blocks of {job.block}": replace(PUBLISHED, block=job.block)}
+
+
+def _pieces(job: LongHorizonJob, subjects: Mapping[str, Subject]) -> list[Piece]:
+    """Model by model, so that a process loads each once; the longest first, so that none is waited for at the end."""
+    found = []
+    for (name, subject), horizon, way in product(subjects.items(), sorted(job.horizons, reverse=True), _ways(job)):
+        step = max(1, job.max_points // (subject.context + horizon))
+        starts = range(0, job.series, step)
+        found += [Piece(name, way, horizon, at, min(at + step, job.series)) for at in starts]
+    return found
+
+
+def _scorer(
+    job: LongHorizonJob, subjects: Mapping[str, Subject], device: str, rank: int
+) -> Callable[[Piece], dict[str, Any]]:
+    """In a process: a line of the results."""
+
+    @lru_cache(maxsize=1)
+    def forecaster(name: str) -> Forecaster:
+        return forecaster_of(subjects[name].path, job.checkpoint, subjects[name].weights, device, job.precision, rank)
+
+    def line(piece: Piece) -> dict[str, Any]:
+        context, model = subjects[piece.model].context, forecaster(piece.model)
+        values = sinusoids(job.series, context + max(job.horizons), job.seed)[piece.first : piece.end]
+        asked = Forecaster(model.model, model.device, _ways(job)[piece.way], job.precision)
+        begin = time.perf_counter()
+        scores = measure(asked, values, context, piece.horizon)
+        return {
+            "piece": piece.name,
+            **{kind: of.tolist() for kind, of in scores.items()},
+            "seconds": time.perf_counter() - begin,
+        }
+
+    return line
+
+
+def _joined(job: LongHorizonJob, pieces: Sequence[Piece], kept: Lines) -> tuple[dict[str, Scores], dict[str, Times]]:
+    """Means over series, and the seconds of one."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for piece in pieces:
+        groups.setdefault((piece.model, piece.way, piece.horizon), []).append(kept.lines[piece.name])
+    scores: dict[str, Scores] = {}
+    times: dict[str, Times] = {}
+    for (model, way, horizon), lines in sorted(groups.items(), key=lambda item: item[0][2]):
+        means = {kind: float(np.mean([v for line in lines for v in line[kind]])) for kind in ("r", "mase")}
+        scores.setdefault(model, {}).setdefault(way, {})[horizon] = means
+        spent = sum(line["seconds"] for line in lines) / job.series
+        times.setdefault(model, {}).setdefault(way, {})[horizon] = spent
+    names = dict.fromkeys(piece.model for piece in pieces)
+    return {name: scores[name] for name in names}, times
 
 
 def table(found: Mapping[str, Scores]) -> str:
@@ -167,21 +236,3 @@ def table(found: Mapping[str, Scores]) -> str:
     for label, row in rows.items():
         lines.append(f"{label:<{wide}}" + "".join(f"{'' if np.isnan(v) else f'{v:z.3f}':>8}" for v in row))
     return "\n".join(lines)
-
-
-def _page(job: LongHorizonJob, contexts: Mapping[str, int], found: Mapping[str, Scores]) -> None:
-    """A section a model: r and error against the horizon, both ways."""
-    lead = f"A sum of sinusoids of {', '.join(map(str, PERIODS))} steps: {job.series} series, {job.precision}."
-    sections = [f'<section><p class="lead">{lead}</p></section>']
-    for n, (model, ways) in enumerate(found.items()):
-        cards = []
-        for kind, title in {"r": "Pearson r with the truth", "mase": "MASE"}.items():
-            curves = {
-                way: (np.array([*of], float), np.array([score[kind] for score in of.values()]))
-                for way, of in ways.items()
-            }
-            plot = plots.run_curves(curves, title, "horizon", f"long-{n}-{kind}", last=True)
-            cards.append(f'<figure class="card"><figcaption>{escape(title)}</figcaption>{plot}</figure>')
-        about = f'<p class="lead">{contexts[model]:,} steps of history.</p>'
-        sections.append(f'<section><h2>{escape(model)}</h2>{about}<div class="pair">{"".join(cards)}</div></section>')
-    write_page(job.out / "report.html", f"{', '.join(found)} at long horizons", sections)

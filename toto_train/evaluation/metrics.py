@@ -14,9 +14,11 @@ import numpy as np
 
 from toto_train.evaluation.baselines import LEVELS
 
-VERSION = 1
+VERSION = 2
 """Of the sums and of Seasonal Naive: a higher one makes cached scores be computed anew."""
 MEDIAN = 4
+BANDS = (80, 60, 40, 20)
+"""Percent that the central bands of a forecast promise to hold: between the quantiles k and 8 - k of the nine."""
 METRICS = ("mase", "mwql")
 
 
@@ -36,11 +38,13 @@ class Sums:
     """[W, 9] points with y <= q."""
     points: np.ndarray
     """[W] observed points."""
+    width: np.ndarray
+    """[W, 4] upper less lower quantile of each of the BANDS."""
 
     @classmethod
     def zeros(cls, windows: int) -> Sums:
-        wide = {"quantile_loss", "below"}
-        return cls(**{f.name: np.zeros((windows, len(LEVELS)) if f.name in wide else windows) for f in fields(cls)})
+        wide = {"quantile_loss": len(LEVELS), "below": len(LEVELS), "width": len(BANDS)}
+        return cls(**{f.name: np.zeros((windows, wide[f.name]) if f.name in wide else windows) for f in fields(cls)})
 
     def take(self, windows: np.ndarray) -> Sums:
         """The sums of some windows alone."""
@@ -60,6 +64,12 @@ class Sums:
         return self.below[take].sum(0) / points if points else np.full(len(LEVELS), np.nan)
 
 
+def sharpness(model: Sums, naive: Sums, take: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Width of the model's central bands over Seasonal Naive's, [4]; NaN where the latter have none."""
+    mine, other = model.width[take].sum(0), naive.width[take].sum(0)
+    return np.divide(mine, other, out=np.full(len(BANDS), np.nan), where=other > 0)
+
+
 def window_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.ndarray) -> Sums:
     """quantiles [N, 9, V, H], labels [N, V, H] with NaN = missing, seasonal_error [N, V] -> sums of N windows."""
     axes = (1, 2)
@@ -71,6 +81,8 @@ def window_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.nd
         under = y <= q
         sums.quantile_loss[:, k] = (2 * np.abs((y - q) * (under - level))).sum(axes, where=known)
         sums.below[:, k] = (under & known).sum(axes)
+    for k in range(len(BANDS)):
+        sums.width[:, k] = (quantiles[:, 8 - k] - quantiles[:, k]).sum(axes, where=known, dtype=np.float64)
     scale = np.broadcast_to(seasonal_error[:, :, None], y.shape)
     scaled = known & (scale > 0)
     error = np.abs(y - quantiles[:, MEDIAN].astype(np.float64))

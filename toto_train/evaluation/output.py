@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from toto_train.evaluation import cache, rows
+from toto_train.evaluation.lines import without_nan
 from toto_train.evaluation.metrics import METRICS
-from toto_train.evaluation.score import Scores, without_nan
+from toto_train.evaluation.score import Scores
 from toto_train.files import write_text
 
 

@@ -75,7 +75,7 @@ def training_curve(x: np.ndarray, loss: np.ndarray, rate: np.ndarray | None, uni
         if len(y):
             _fit_y(top, smooth, y)
             top.set_xlim(x_loss[0], x_loss[-1])
-            _label_right(top, [Ending(f"{smooth[-1]:.3f}", x_loss[-1], smooth[-1], ACCENT)])
+            label_right(top, [Ending(f"{smooth[-1]:.3f}", x_loss[-1], smooth[-1], ACCENT)])
         top.yaxis.set_major_locator(MaxNLocator(5))
         top.set_ylabel("training loss")
         if low is not None and rate is not None:
@@ -102,7 +102,7 @@ def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: st
             axes.plot(x[best], y[best], "o", markersize=7.5, markerfacecolor="none", markeredgecolor=SECOND)
             axes.set_title(label, loc="left", fontsize=9.5, color=INK, pad=10)
             axes.margins(x=0.05, y=0.12)
-            _label_right(axes, [Ending(f"{y[best]:.3f}", x[best], y[best], SECOND)])
+            label_right(axes, [Ending(f"{y[best]:.3f}", x[best], y[best], SECOND)])
             axes.set_xlabel(unit)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -110,13 +110,10 @@ def validation_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], unit: st
         return svg(figure, name, "validation scores")
 
 
-def run_curves(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str, unit: str, name: str, last: bool = False
-) -> str:
+def run_curves(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: str, unit: str, name: str) -> str:
     """One line a run, its name and last or best value at the right: label -> (x [N], value [N]) in the runs' order.
 
-    A run without values keeps its colour. Training loss is smoothed; of another measure the lowest value is marked, or
-    with `last` none.
+    A run without values keeps its colour. Training loss is smoothed; of another measure the lowest value is marked.
     """
     loss, endings = measure == "training loss", []
     with mpl.rc_context(STYLE):
@@ -131,8 +128,8 @@ def run_curves(
             thin = slice(None, None, -max(1, len(y) // 1500))
             marker = "none" if loss or len(y) > 60 else "o"
             axes.plot(x[thin], shown[thin], color=colour, linestyle=dash, linewidth=1.6, marker=marker, markersize=2.8)
-            at = len(y) - 1 if loss or last else int(np.argmin(y))
-            if not loss and not last:
+            at = len(y) - 1 if loss else int(np.argmin(y))
+            if not loss:
                 axes.plot(x[at], y[at], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour)
             short = label if len(label) <= 20 else f"{label[:19]}…"
             endings.append(Ending(f"{short}  {shown[at]:.3f}", x[-1], shown[-1], colour))
@@ -143,14 +140,19 @@ def run_curves(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short_number(v)))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        _label_right(axes, endings)
+        label_right(axes, endings)
         return svg(figure, name, f"{measure} of each run")
 
 
+def series_colour(k: int | None) -> str:
+    """Of the k-th forecaster or run; None is what all are measured by, or one of many."""
+    return MUTED if k is None else SERIES[k % COLOURS]
+
+
 def calibration(
-    mean: np.ndarray, tasks: Sequence[np.ndarray], name: str, peers: Mapping[str, np.ndarray] | None = None
+    mean: np.ndarray, tasks: Sequence[np.ndarray], name: str, peers: Sequence[tuple[str, np.ndarray, str]] = ()
 ) -> str:
-    """Observed against nominal coverage: mean over tasks [9], each task [9], and the mean of each peer [9]."""
+    """Observed against nominal coverage: mean over tasks [9], each task [9]; peers: name, mean [9], colour."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.9, 3.9), layout="constrained")
         axes = figure.subplots()
@@ -158,8 +160,7 @@ def calibration(
         for coverage in tasks:
             axes.plot(LEVELS, coverage, color=MUTED, alpha=max(0.12, 0.35 - len(tasks) / 400), linewidth=0.8)
         endings = []
-        for k, (label, coverage) in enumerate((peers or {}).items(), 1):
-            colour = SERIES[k % COLOURS]
+        for label, coverage, colour in peers:
             axes.plot(LEVELS, coverage, color=colour, linewidth=1.2)
             endings.append(Ending(label, LEVELS[-1], float(coverage[-1]), colour))
         axes.plot(LEVELS, mean, color=ACCENT, linewidth=2, marker="o", markersize=4.5)
@@ -168,7 +169,7 @@ def calibration(
         ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
-        _label_right(axes, endings)
+        label_right(axes, endings)
         return svg(figure, name, "coverage of each quantile level")
 
 
@@ -235,7 +236,7 @@ class Ending:
     colour: str
 
 
-def _label_right(axes: Axes, endings: Sequence[Ending]) -> None:
+def label_right(axes: Axes, endings: Sequence[Ending]) -> None:
     """Write the labels beside the axes, each as near to the height of its point as the others let it, and lead there.
 
     Call it last: limits are fixed here.

@@ -11,8 +11,9 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -28,23 +29,25 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share(make: Callable[[int], Callable[[T], R]], items: Sequence[T], count: int) -> Iterator[tuple[T, R]]:
-    """Every item and what becomes of it, in the order in which they are done.
+def share(make: Callable[[int], Callable[[T], R]], items: Iterable[T], count: int) -> Iterator[tuple[T, R]]:
+    """Every item and what becomes of it, in the order in which they are done; items are taken as they are needed.
 
     make(rank), which can be pickled, is called once in each of `count` processes and gives what is then called with
     item after item; with one process, or one item, all happens here and in order. The processes have this machine's
     cores among them. Raises what a process raised, ChildProcessError where one was killed; the others end then.
     """
-    if count < 2 or len(items) < 2:
+    left = iter(items)
+    first = [*islice(left, count)]
+    if len(first) < 2:
         do = make(0)
-        yield from ((item, do(item)) for item in items)
+        yield from ((item, do(item)) for item in chain(first, left))
         return
     # spawned, not forked: this process may run threads of torch
-    spawn, count = multiprocessing.get_context("spawn"), min(count, len(items))
-    processes, at, left = {}, {}, iter(items)
+    spawn, count = multiprocessing.get_context("spawn"), len(first)
+    processes, at = {}, {}
     try:
         with _threads(max(1, cores() // count)):
-            for rank, item in zip(range(count), left, strict=False):
+            for rank, item in enumerate(first):
                 here, there = spawn.Pipe()
                 processes[here] = spawn.Process(target=_work, args=(make, rank, there), daemon=True)
                 processes[here].start()

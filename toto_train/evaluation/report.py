@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 
 from toto_train.evaluation import plots, tables
+from toto_train.evaluation.metrics import sharpness
 from toto_train.evaluation.page import bar, fixed, percent, plural, seconds, write_page
 from toto_train.evaluation.rows import IDENTITY
-from toto_train.evaluation.score import RANKS, Example, Scores
-from toto_train.evaluation.tables import MODEL, NAMES
+from toto_train.evaluation.score import Scores
+from toto_train.evaluation.sections import Bands, bands, facts_card, forecasts, ranks_card, ratios_card, tile
+from toto_train.evaluation.tables import MODEL, NAIVE, NAMES
 
 
 def write_report(
@@ -39,18 +40,9 @@ def write_report(
         for name, other in everyone.items():
             if not other.table[IDENTITY].equals(scores.table[IDENTITY]):
                 raise ValueError(f"{name} was scored on other windows than the model; score both on one task set")
-        sections = [
-            _headline(scores),
-            tables.ranking(everyone) if peers else "",
-            *sections,
-            _scores(everyone),
-            forecasts(
-                scores.examples,
-                "The best, the median and the worst window of a task by weighted quantile loss, "
-                "the figure at the right.",
-            ),
-            _calibration(everyone),
-        ]
+        lead = "The best, the median and the worst window of a task by weighted quantile loss, the figure at the right."
+        sections = [_headline(scores), _standing(everyone), *sections, _scores(everyone)]
+        sections += [_bands(everyone), forecasts(scores.examples, lead)]
     return write_page(Path(run_dir) / "report.html", title, [*sections, facts_card(facts)])
 
 
@@ -76,22 +68,63 @@ def _headline(scores: Scores) -> str:
         o = scores.overall[metric]
         better = "below" if o.value < 1 else "above"
         share = f"{abs(1 - o.value):.0%} {better} Seasonal Naive" if math.isfinite(o.value) else "no task to compare"
-        cards.append(
-            f'<div class="card"><h3>Relative {name.lower() if metric == "mwql" else name}</h3>'
-            f'<p class="big">{fixed(o.value)}</p>{bar(o.value, o.low, o.high)}'
-            f'<p class="note">{share}<br>95%: {fixed(o.low)} – {fixed(o.high)}</p></div>'
-        )
+        title = f"Relative {name.lower() if metric == 'mwql' else name}"
+        note = f"{share}<br>95%: {fixed(o.low)} – {fixed(o.high)}"
+        cards.append(tile(title, fixed(o.value), note, bar(o.value, o.low, o.high)))
     coverage, sources = scores.coverage(), len({member.source for member in scores.members.values()})
-    cards.append(
-        f'<div class="card"><h3>Inside the 80% band</h3><p class="big">{percent(coverage[8] - coverage[0])}</p>'
-        f'<p class="note">of what came; 80% would be right</p></div>'
-        f'<div class="card"><h3>Time a series</h3><p class="big">{seconds(scores.seconds_per_series)}</p>'
-        f'<p class="note">to forecast one window of one variate</p></div>'
-        f'<div class="card"><h3>Scored windows</h3><p class="big">{scores.windows:,}</p>'
-        f'<p class="note">of {plural(scores.series_count, "series")} in {plural(len(scores.members), "task")} '
-        f"from {plural(sources, 'source')}</p></div>"
-    )
+    cards += [
+        tile("Inside the 80% band", percent(coverage[8] - coverage[0]), "of what came; 80% would be right"),
+        tile("Time a series", seconds(scores.seconds_per_series), "to forecast one window of one variate"),
+        tile(
+            "Scored windows",
+            f"{scores.windows:,}",
+            f"of {plural(scores.series_count, 'series')} in {plural(len(scores.members), 'task')} "
+            f"from {plural(sources, 'source')}",
+        ),
+    ]
     return f'<section class="tiles">{"".join(cards)}</section>'
+
+
+def _standing(everyone: Mapping[str, Scores]) -> str:
+    """Scores of the model (first) and its peers in order, how they rank over tasks, where the model is better."""
+    scores, colours = everyone[MODEL], {name: k for k, name in enumerate(everyone)}
+    names = scores.compared
+    if not names:
+        return ""
+    found = {name: of.tasks() for name, of in everyone.items()}
+    ratios = pd.DataFrame({name: [of[task]["relative"]["mwql"] for task in names] for name, of in found.items()}, names)
+    metric = NAMES["mwql"].lower()
+    ranks = ratios.assign(**{NAIVE: 1.0}).rank(axis=1, method="average")
+    kind = next((kind for kind in tables.GROUPS if len(scores.by(kind)) > 1), "source")
+    groups = {
+        tables.group_name(kind, group): (
+            ratios.loc[[task for task in names if found[MODEL][task][kind] == group], MODEL].to_numpy(float),
+            of["relative"]["mwql"],
+        )
+        for group, of in scores.by(kind).items()
+    }
+    plots = (
+        f'<div class="pair below">{ranks_card(ranks, colours, MODEL, metric)}'
+        f"{ratios_card(groups, metric, f'task, by {tables.GROUPS.get(kind, kind)}')}</div>"
+    )
+    if len(everyone) == 1:
+        return f"<section><h2>Beside {NAIVE}</h2>{plots}</section>"
+    return (
+        '<section><h2>Beside other forecasters</h2><p class="lead">All forecast the same windows; left of the line is '
+        f'better than {NAIVE}.</p><div class="ranking">{"".join(_ladders(everyone, colours))}</div>{plots}</section>'
+    )
+
+
+def _ladders(everyone: Mapping[str, Scores], colours: Mapping[str, int]) -> list[str]:
+    """A card for each overall score, and one for what a forecast takes."""
+    cards = []
+    for metric, title in NAMES.items():
+        found = {name: scores.overall[metric] for name, scores in everyone.items()}
+        rungs = [tables.Rung(n, o.value, o.low, o.high, colours[n], n == MODEL) for n, o in found.items()]
+        title = title.lower() if metric == "mwql" else title
+        cards.append(tables.ladder(f"Relative {title}, 95% interval", [*rungs, tables.Rung(NAIVE, 1.0)]))
+    spent = {name: scores.seconds_per_series for name, scores in everyone.items()}
+    return [*cards, tables.time_card(spent, colours)]
 
 
 def _training(metrics: dict[str, np.ndarray]) -> str:
@@ -123,38 +156,6 @@ def filled(x: np.ndarray) -> np.ndarray:
     return x[last]
 
 
-def facts_card(facts: Mapping[str, str]) -> str:
-    """What was run, label by label."""
-    if not facts:
-        return ""
-    cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
-    return f'<section><h2>Run</h2><dl class="card facts">{cells}</dl></section>'
-
-
-def forecasts(examples: Sequence[Example], lead: str, notes: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A row of plots for each task; notes: task -> what stands behind its name."""
-    if not examples:
-        return ""
-    rows = []
-    for task in dict.fromkeys(e.task for e in examples):
-        shown = {e.rank: (n, e) for n, e in enumerate(examples) if e.task == task}
-        cards = []
-        for n, e in (shown[rank] for rank in RANKS if rank in shown):
-            variate = "" if e.variate == e.item_id else f" <i>{escape(e.variate)}</i>"
-            cards.append(
-                f'<figure class="card"><figcaption><span class="rank {e.rank}">{e.rank}</span>'
-                f'<span class="item">{escape(e.item_id)}{variate}</span>'
-                f'<span class="num">{fixed(e.loss)}</span></figcaption>{plots.forecast(e, f"f{n}")}</figure>'
-            )
-        note = f" <i>{escape(notes[task])}</i>" if task in notes else ""
-        rows.append(f'<h3>{escape(task)}{note}</h3><div class="triple">{"".join(cards)}</div>')
-    key = (
-        '<p class="key"><span class="k-past">history</span><span class="k-ink">what came</span>'
-        '<span class="k-accent">median</span><span class="k-band">10% to 90%</span></p>'
-    )
-    return f'<section><h2>Forecasts</h2><p class="lead">{lead}</p>{key}{"".join(rows)}</section>'
-
-
 def _scores(everyone: dict[str, Scores]) -> str:
     return (
         "<section><h2>Scores against Seasonal Naive</h2>"
@@ -164,23 +165,21 @@ def _scores(everyone: dict[str, Scores]) -> str:
     )
 
 
-def _calibration(everyone: dict[str, Scores]) -> str:
-    excluded = everyone[MODEL].overall["mwql"].excluded
-    each = [np.array(row["coverage"]) for name, row in everyone[MODEL].tasks().items() if name not in excluded]
-    plot, table = calibration({name: scores.coverage() for name, scores in everyone.items()}, each)
-    return (
-        '<section><h2>Calibration</h2><p class="lead">How often the truth fell below each predicted quantile: the mean '
-        "over tasks, and each task as a thin grey line. On the diagonal the bands are honest; a curve flatter than it "
-        f'means that they are too narrow.</p><div class="pair calibration">{plot}{table}</div></section>'
+def _bands(everyone: Mapping[str, Scores]) -> str:
+    scores = everyone[MODEL]
+    if not (names := scores.compared):
+        return ""
+    windows = [member.windows for member in names.values()]
+    found = {
+        name: Bands(
+            np.stack([of.model.coverage(w) for w in windows]),
+            np.stack([sharpness(of.model, scores.baseline, w) for w in windows]),
+            k,
+        )
+        for k, (name, of) in enumerate(everyone.items())
+    }
+    naive = scores.baseline
+    found[NAIVE] = Bands(
+        np.stack([naive.coverage(w) for w in windows]), np.stack([sharpness(naive, naive, w) for w in windows])
     )
-
-
-def calibration(coverage: Mapping[str, np.ndarray], each: Sequence[np.ndarray]) -> tuple[str, str]:
-    """Cards with the plot and the table of the share of values below each quantile [9]: forecaster -> mean over tasks,
-    the model first, and its share in each task."""
-    mean, *_ = coverage.values()
-    plot = plots.calibration(mean, each, "cal", dict(list(coverage.items())[1:]))
-    return (
-        f'<figure class="card">{plot}</figure>',
-        f'<div class="card scroll">{tables.coverage_table(coverage)}</div>',
-    )
+    return bands(found, "task")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from toto_train.evaluation.baselines import LEVELS
-from toto_train.evaluation.metrics import Sums
+from toto_train.evaluation.metrics import BANDS, Sums
 from toto_train.files import whole
 
 log = logging.getLogger(__name__)
@@ -24,29 +24,32 @@ IDENTITY = ["task", "item_id", "variate", "start"]
 """What makes two rows of different evaluations the same window."""
 _SHORT = [f"{level:g}" for level in LEVELS]
 _PLAIN = ("absolute", "scaled_error", "scaled_points", "points")
+_WIDE = {"quantile_loss": _SHORT, "below": _SHORT, "width": [f"{band}%" for band in BANDS]}
+"""Sums with several values a window -> what tells their columns apart."""
 
 
 def to_frame(windows: pd.DataFrame, sums: Sums, seconds: np.ndarray) -> pd.DataFrame:
     """One row a window: the KEYS, its own mase and mwql, the sums they are pooled from, and seconds of forecasting.
 
-    quantile_loss_0.1 ... and below_0.1 ... are the columns of the two sums that have one value a level.
+    quantile_loss_0.1 ... and below_0.1 ... are the columns of the two sums that have one value a level, width_80% ...
+    those of the bands.
     """
     columns = {name: windows[name].to_numpy() for name in KEYS}
     with np.errstate(invalid="ignore", divide="ignore"):
         columns["mase"] = sums.scaled_error / np.where(sums.scaled_points > 0, sums.scaled_points, np.nan)
         columns["mwql"] = sums.quantile_loss.mean(1) / np.where(sums.absolute > 0, sums.absolute, np.nan)
     columns |= {name: getattr(sums, name) for name in _PLAIN}
-    for wide in ("quantile_loss", "below"):
-        columns |= {f"{wide}_{level}": getattr(sums, wide)[:, k] for k, level in enumerate(_SHORT)}
+    for wide, names in _WIDE.items():
+        columns |= {f"{wide}_{name}": getattr(sums, wide)[:, k] for k, name in enumerate(names)}
     return pd.DataFrame(columns | {"seconds": seconds})
 
 
 def from_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, Sums, np.ndarray]:
     """Inverse of `to_frame`."""
     sums = {name: frame[name].to_numpy(np.float64) for name in _PLAIN}
-    for wide in ("quantile_loss", "below"):
+    for wide, names in _WIDE.items():
         # rows side by side in memory, as they were: the order of a sum decides its last digit
-        sums[wide] = np.ascontiguousarray(frame[[f"{wide}_{level}" for level in _SHORT]].to_numpy(np.float64))
+        sums[wide] = np.ascontiguousarray(frame[[f"{wide}_{name}" for name in names]].to_numpy(np.float64))
     return frame[list(KEYS)].reset_index(drop=True), Sums(**sums), frame["seconds"].to_numpy(np.float64)
 
 
@@ -63,7 +66,8 @@ def read(path: Path) -> pd.DataFrame:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as rows of an evaluation ({error}); evaluate again") from error
-    if missing := {*KEYS, *_PLAIN} - set(frame):
+    wide = {f"{wide}_{name}" for wide, names in _WIDE.items() for name in names}
+    if missing := {*KEYS, *_PLAIN, *wide} - set(frame):
         raise ValueError(f"{path} has no columns {', '.join(sorted(missing))}; evaluate again with this version")
     return frame
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from toto_train.evaluation.baselines import LEVELS
+from toto_train.evaluation.lines import without_nan
 from toto_train.evaluation.metrics import (
+    BANDS,
     METRICS,
     Interval,
     Member,
@@ -22,6 +23,7 @@ from toto_train.evaluation.metrics import (
     mean_over_sources,
     overall,
     relative,
+    sharpness,
     window_sums,
 )
 from toto_train.evaluation.processes import share
@@ -96,15 +98,20 @@ class Scores:
     @property
     def seconds_per_series(self) -> float:
         """Mean time to forecast one window of one variate."""
-        return float(self.seconds.sum() / max(self.table["variates"].sum(), 1))
+        return self._seconds_per_series(np.arange(len(self.table)))
+
+    def _seconds_per_series(self, windows: np.ndarray) -> float:
+        return float(self.seconds[windows].sum() / max(self.table["variates"].to_numpy()[windows].sum(), 1))
+
+    @property
+    def compared(self) -> dict[str, Member]:
+        """Tasks without those that the overall score leaves out: on a constant every quantile is hit, which says
+        nothing."""
+        return {name: m for name, m in self.members.items() if name not in self.overall["mwql"].excluded}
 
     def coverage(self) -> np.ndarray:
-        """Mean over tasks of the share of points at or below each quantile, [9].
-
-        Without the tasks that the overall score leaves out: on a constant every quantile is hit, which says nothing.
-        """
-        left_out = self.overall["mwql"].excluded
-        kept = [self.model.coverage(m.windows) for name, m in self.members.items() if name not in left_out]
+        """Mean over the compared tasks of the share of points at or below each quantile, [9]."""
+        kept = [self.model.coverage(m.windows) for m in self.compared.values()]
         return np.mean(kept or [np.full(len(LEVELS), np.nan)], axis=0)
 
     def tasks(self) -> dict[str, dict[str, Any]]:
@@ -128,9 +135,8 @@ class Scores:
                 "seasonal_naive": naive,
                 "relative": {m: relative(model[m], naive[m]) for m in METRICS},
                 "coverage": self.model.coverage(windows).tolist(),
-                "seconds_per_series": float(
-                    self.seconds[windows].sum() / self.table["variates"].to_numpy()[windows].sum()
-                ),
+                "width": sharpness(self.model, self.baseline, windows).tolist(),
+                "seconds_per_series": self._seconds_per_series(windows),
             }
         return rows
 
@@ -144,6 +150,9 @@ class Scores:
             name: {
                 "tasks": len(tasks),
                 "windows": sum(rows[task]["windows"] for task in tasks),
+                "seconds_per_series": self._seconds_per_series(
+                    np.concatenate([self.members[task].windows for task in tasks])
+                ),
                 "relative": {m: self._mean(m, {task: rows[task] for task in tasks}) for m in METRICS},
             }
             for name, tasks in groups.items()
@@ -167,6 +176,7 @@ class Scores:
             "seconds_per_series": self.seconds_per_series,
             "levels": LEVELS.tolist(),
             "coverage": self.coverage().tolist(),
+            "bands": list(BANDS),
             "relative": {
                 m: {"value": o.value, "low": o.low, "high": o.high, "confidence": 0.95, "excluded": list(o.excluded)}
                 for m, o in self.overall.items()
@@ -313,12 +323,3 @@ def _example(forecaster: Forecaster, w: Window, rank: str, loss: float) -> Examp
         label=np.array(w.label[v]),
         quantiles=quantiles[v],
     )
-
-
-def without_nan(value: Any) -> Any:
-    """NaN and infinity are no JSON; None is."""
-    if isinstance(value, dict):
-        return {k: without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,6 +34,7 @@ from toto_train.evaluation.tasks import TERMS
 
 NAMES = {"mwql": "Quantile loss", "mase": "MASE"}
 MODEL = "this model"
+NAIVE = "Seasonal Naive"
 GROUPS = {"domain": "domain", "frequency": "interval", "term": "term"}
 _UNITS = {"L": "ms", "S": "s", "T": "min", "H": "h", "D": "d", "W": "w", "M": "mo", "Q": "q", "A": "y"}
 
@@ -72,30 +73,16 @@ def _rung_name(rung: Rung) -> str:
     return (f"<b>{name}</b>" if rung.strong else name) + (f" <i>{escape(rung.note)}</i>" if rung.note else "")
 
 
-def ranking(everyone: Mapping[str, Scores]) -> str:
-    """The model (first) and its peers in order of each overall score, Seasonal Naive at 1, and what a forecast takes.
-
-    Colours follow the order of `everyone`.
-    """
-    cards = []
-    colours = {name: k for k, name in enumerate(everyone)}
-    for metric in NAMES:
-        found = {name: scores.overall[metric] for name, scores in everyone.items()}
-        rungs = [Rung(n, o.value, o.low, o.high, colours[n], n == MODEL) for n, o in found.items()]
-        cards.append(ladder(f"Relative {_lower(metric)}, 95% interval", [*rungs, Rung("Seasonal Naive", 1.0)]))
-    spent = {name: scores.seconds_per_series for name, scores in everyone.items()}
+def time_card(spent: Mapping[str, float], colours: Mapping[str, int]) -> str:
+    """Seconds to forecast one window of one variate: the model (first) and others, the fastest on top."""
+    first, own = next(iter(spent.items()))
     rows = "".join(
-        f"<tr><th>{swatch(colours[name])}{_strong(name)}</th><td>{seconds(value)}</td>"
-        f"<td>{f'{value / spent[MODEL]:,.3g}×' if spent[MODEL] > 0 else ''}</td></tr>"
+        f"<tr><th>{swatch(colours.get(name))}{f'<b>{escape(name)}</b>' if name == first else escape(name)}</th>"
+        f"<td>{seconds(value)}</td><td>{f'{value / own:,.3g}×' if own > 0 else ''}</td></tr>"
         for name, value in sorted(spent.items(), key=lambda item: _last(item[1]))
     )
-    cards.append(
-        f'<div class="card"><h3>Time to forecast a series</h3><table class="ranks"><tbody>{rows}</tbody></table></div>'
-    )
-    lead = "All forecast the same windows; left of the line is better than Seasonal Naive."
     return (
-        f'<section><h2>Beside other forecasters</h2><p class="lead">{lead}</p>'
-        f'<div class="ranking">{"".join(cards)}</div></section>'
+        f'<div class="card"><h3>Time to forecast a series</h3><table class="ranks"><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -154,6 +141,7 @@ def breakdown(everyone: Mapping[str, Scores]) -> str:
                 first[group]["tasks"],
                 first[group]["windows"],
                 {NAMES[m]: {name: of[group]["relative"][m] for name, of in found.items()} for m in NAMES},
+                first[group]["seconds_per_series"],
             )
             for group in sorted(first, key=lambda group: order(column, group))
         }
@@ -175,20 +163,21 @@ def task_table(everyone: Mapping[str, Scores]) -> str:
         counts = "".join(cell(row[key], f"{row[key]:,}") for key in ("series", "windows"))
         body.append(
             f"<tr>{task_cells(row)}{counts}{_score_cells(row, 'mwql', best)}"
-            f"{''.join(cell(v, _mark(v, best)) for v in others)}{_score_cells(row, 'mase')}</tr>"
+            f"{''.join(cell(v, _mark(v, best)) for v in others)}{_score_cells(row, 'mase')}"
+            f"{cell(row['seconds_per_series'], seconds(row['seconds_per_series']), 'group')}</tr>"
         )
     over = (
         f'<th colspan="{4 + len(peers)}" class="group">{NAMES["mwql"]}</th>'
-        f'<th colspan="4" class="group">{NAMES["mase"]}</th>'
+        f'<th colspan="4" class="group">{NAMES["mase"]}</th><th></th>'
     )
     columns = ["model", "naive", "relative", ""]
-    names = ["source", "interval", "term", "series", "windows", *columns, *peers, *columns]
-    note = "Naive is Seasonal Naive; bars run from 0.25 to 2, the line marks 1."
+    names = ["source", "interval", "term", "series", "windows", *columns, *peers, *columns, "a series"]
+    note = "Naive is Seasonal Naive; bars run from 0.25 to 2, the line marks 1; a series is one variate of one window."
     if peers:
         note += " The columns of other forecasters are relative too; the best of a row is set off if it beats 1."
     return (
         f'<h3>By task</h3><div class="card scroll tall"><table class="sortable"><thead><tr>{"<th></th>" * 5}{over}</tr>'
-        f"{heads(names, 3, (5, 9 + len(peers)))}</thead><tbody>{''.join(body)}</tbody></table></div>"
+        f"{heads(names, 3, (5, 9 + len(peers), 13 + len(peers)))}</thead><tbody>{''.join(body)}</tbody></table></div>"
         f'<p class="note">{note}</p>'
     )
 
@@ -276,14 +265,6 @@ def _score_cells(row: Mapping[str, Any], metric: str, best: float = math.nan) ->
 
 def _mark(ratio: float, best: float) -> str:
     return f"<mark>{fixed(ratio)}</mark>" if np.isfinite(best) and round(ratio, 3) == best else fixed(ratio)
-
-
-def _strong(name: str) -> str:
-    return f"<b>{MODEL}</b>" if name == MODEL else escape(name)
-
-
-def _lower(metric: str) -> str:
-    return NAMES[metric].lower() if metric == "mwql" else NAMES[metric]
 
 
 def _last(value: float) -> float:

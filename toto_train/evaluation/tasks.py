@@ -162,6 +162,9 @@ class Batch:
 class TaskSet:
     """Windows of every task of a store; `windows` is a structured array in order (task, series, variate, start)."""
 
+    scale: Callable[[np.ndarray, int], np.ndarray] | None = None
+    """Another seasonal error than ours: past [V, T], season -> [V]."""
+
     def __init__(self, store: Store, config: TasksConfig):
         if not config.terms or len(set(config.terms)) < len(config.terms):
             raise ValueError(f"terms={config.terms} must name each wanted term once")
@@ -223,7 +226,7 @@ class TaskSet:
 
     def seasonal_error(self, past: np.ndarray, season: int) -> np.ndarray:
         """What MASE divides by: past [V, T] -> float64 [V], 0 where there is no scale."""
-        return seasonal_scale(past, season)[0]
+        return seasonal_scale(past, season)[0] if self.scale is None else self.scale(past, season)
 
     def table(self) -> pd.DataFrame:
         """One row a window: task, source, domain, frequency, term, item_id, variate ('' for a whole group), series,
@@ -299,9 +302,11 @@ class TaskSet:
             values, start, season = self._values(w), int(w["start"]), int(w["season"])
             contexts[n, :, context - w["context"] :] = values[:, start - w["context"] : start]
             labels[n] = values[:, start : start + horizon]
-            scale[n] = self.seasonal_error(values[:, :start], season)
+            past = values[:, :start]
+            absolute, rms = seasonal_scale(past, season)
+            scale[n] = absolute if self.scale is None else self.scale(past, season)
             if baseline is not None:
-                baseline[n] = seasonal_naive(values[:, :start], horizon, season)
+                baseline[n] = seasonal_naive(past, horizon, season, rms=rms)
         return Batch(indices, contexts, labels, scale, baseline)
 
     def _values(self, w: Any) -> np.ndarray:

@@ -14,6 +14,8 @@ from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Tables
 from toto_train.evaluation.leaderboards.results import NAIVE
 from toto_train.evaluation.score import Example
 
+Scored = dict[str, dict[str, Any]]
+"""Configuration -> what is known of a forecaster there."""
 SIZES = {"1": 1, "2 to 9": 9, "10 to 99": 99, "100 and more": np.inf}
 """Variates of a configuration -> most of them."""
 
@@ -36,6 +38,8 @@ class Board:
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Model -> MASE and CRPS over the whole benchmark, not measured here."""
     examples: list[Example] = field(default_factory=list)
+    baselines: Mapping[str, Scored] = field(default_factory=dict)
+    """Scored here, by name: spread, forecasts, fallbacks and seconds of every configuration."""
 
     @cached_property
     def ratios(self) -> Tables:
@@ -81,29 +85,39 @@ class Board:
                     found.setdefault(kind, {}).setdefault(name, []).append(line)
         return {kind: of for kind, of in found.items() if len(of) > 1}
 
-    def coverage(self, forecaster: str = "model") -> np.ndarray:
-        """Share of values at or below each quantile, [configurations that count, 9]; 'model' or Seasonal Naive."""
-        return np.array([_shares(line, forecaster) for line in self.counted]).reshape(-1, 9)
+    @property
+    def computed(self) -> list[str]:
+        """Forecasters that were scored here, so that more than their scores is known: model, baselines, Seasonal
+        Naive."""
+        return [self.model, *self.baselines, self.naive]
 
-    def widths(self) -> np.ndarray:
+    def coverage(self, forecaster: str) -> np.ndarray:
+        """Share of values at or below each quantile by one of the `computed`, [configurations that count, 9]."""
+        found = [self._spread(forecaster, line) for line in self.counted]
+        shares = [np.array(s["below"]) / s["points"] if s["points"] else np.full(9, np.nan) for s in found]
+        return np.array(shares).reshape(-1, 9)
+
+    def widths(self, forecaster: str) -> np.ndarray:
         """Width of the central 80, 60, 40 and 20 % over Seasonal Naive's, [configurations that count, 4]."""
-        pairs = [[line["spread"][key]["width"] for line in self.counted] for key in ("model", NAIVE)]
-        mine, naive = (np.array(pair, float).reshape(-1, 4) for pair in pairs)
+        mine, naive = (
+            np.array([self._spread(name, line)["width"] for line in self.counted], float).reshape(-1, 4)
+            for name in (forecaster, self.naive)
+        )
         return np.divide(mine, naive, out=np.full_like(mine, np.nan), where=naive > 0)
 
-    @property
-    def seconds_per_series(self) -> float:
-        """Mean time to forecast one window of one variate."""
-        return sum(line["seconds"] for line in self.lines) / max(sum(line["forecasts"] for line in self.lines), 1)
+    def _spread(self, forecaster: str, line: Mapping[str, Any]) -> dict[str, Any]:
+        if forecaster in self.baselines:
+            return self.baselines[forecaster][line["configuration"]]["spread"]
+        return line["spread"]["model" if forecaster == self.model else NAIVE]
+
+    def seconds_per_series(self, forecaster: str) -> float:
+        """Mean time of the model or of a baseline to forecast one window of one variate."""
+        lines = [*self.baselines[forecaster].values()] if forecaster in self.baselines else self.lines
+        return sum(line["seconds"] for line in lines) / max(sum(line["forecasts"] for line in lines), 1)
 
     def undefined(self) -> dict[str, list[str]]:
         """Metric -> configurations that its overall score leaves out."""
         return {str(m): names for part in self.summary.values() for m, names in part.get("without_ratio", {}).items()}
-
-
-def _shares(line: Mapping[str, Any], forecaster: str) -> np.ndarray:
-    spread = line["spread"][forecaster]
-    return np.array(spread["below"]) / spread["points"] if spread["points"] else np.full(9, np.nan)
 
 
 def pick(board: Board, count: int) -> list[dict[str, Any]]:

@@ -4,46 +4,33 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from toto_train.evaluation import cache, peers
 from toto_train.evaluation.job import check_out, forecaster_of, load, open_out, progress_bar, weights_hash
 from toto_train.evaluation.leaderboards import examples
+from toto_train.evaluation.leaderboards.baselines import Baselines
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
-from toto_train.evaluation.leaderboards.board import Board, pick
-from toto_train.evaluation.leaderboards.boom import BOOM, BOOMLET, boomlet_table
-from toto_train.evaluation.leaderboards.fev_bench import FEV
-from toto_train.evaluation.leaderboards.gift_eval import GIFT_EVAL
+from toto_train.evaluation.leaderboards.board import Scored, pick
+from toto_train.evaluation.leaderboards.boom import BOOMLET, boomlet_table
+from toto_train.evaluation.leaderboards.finish import board_of, plain, sum_up
 from toto_train.evaluation.leaderboards.measures import spread
-from toto_train.evaluation.leaderboards.published import PUBLISHED
-from toto_train.evaluation.leaderboards.report import write_report
-from toto_train.evaluation.leaderboards.results import (
-    NAIVE,
-    RESULTS,
-    Results,
-    read_others,
-    tables,
-    text,
-    write_folder,
-    write_scores,
-)
-from toto_train.evaluation.leaderboards.time_bench import TIME
+from toto_train.evaluation.leaderboards.registry import BENCHMARKS
+from toto_train.evaluation.leaderboards.results import NAIVE, RESULTS, Results, read_others
 from toto_train.evaluation.leaderboards.windows import Windows, score
-from toto_train.evaluation.processes import share
+from toto_train.evaluation.plots import duration
+from toto_train.evaluation.processes import cores, share
 from toto_train.evaluation.tasks import TERMS
-from toto_train.forecast import DTYPES, Forecaster, check_precision, history_steps
+from toto_train.forecast import Forecaster, check_precision, history_steps
 from toto_train.ranks import pick_device
 
 log = logging.getLogger(__name__)
-
-BENCHMARKS: dict[str, Benchmark] = {
-    "gift_eval": GIFT_EVAL, "boom": BOOM, "boomlet": BOOMLET, "fev": FEV, "time": TIME,
-}  # fmt: skip
 
 
 @dataclass
@@ -65,6 +52,13 @@ class LeaderboardJob:
     """The benchmark's own file of tasks (BOOM, fev, TIME); empty: it lies beside the datasets."""
     against: str = ""
     """A leaderboard's folder of results: MODEL/all_results.csv of other forecasters, Seasonal Naive's perhaps."""
+    baselines: list[str] = field(default_factory=list)
+    """Of `peers.PEERS`; what `against` has of them is taken from there."""
+    baseline_context: int = 1024
+    cache: str = ""
+    """Folder of the baselines' scores; empty: beside the datasets."""
+    workers: int = 0
+    """Processes for baselines; 0: as many as cores."""
     checkpoint: str = "best"
     device: str = "auto"
     precision: str = "fp32"
@@ -82,14 +76,25 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
     if wrong := [term for term in job.terms if term not in TERMS]:
         raise ValueError(f"tasks.terms: {wrong[0]!r} is not one of {', '.join(TERMS)}")
     check_precision(job.precision)
+    peers.check(job.baselines)
     benchmark = BENCHMARKS[job.benchmark]
     check_out(job.out)
     others = read_others(job.against, benchmark.columns)
+    beside = job.cache
     if job.hub:
+        beside = beside or str(job.out.parent / f"{job.benchmark}.eval")  # the hub's cache is not ours to write to
         job = replace(job, options=replace(job.options, path=from_hub(benchmark)))
     chosen = _chosen(job, benchmark)
+    benchmark.windows(
+        chosen[0], job.options, benchmark.context
+    )  # a reader that is missing is told before the model loads
     device = pick_device(job.device)
     model, about, _ = load(job.model, job.checkpoint)
+    names = [name for name in job.baselines if plain(name) not in map(plain, others)]
+    if about["model"] in (*names, benchmark.naive):
+        raise ValueError(f"model={job.model} has the name of a baseline; rename the folder")
+    kept = cache.cache_folder(job.options.path, beside) if names else job.out
+    baselines = Baselines(job.benchmark, job.options, chosen, job.baseline_context, kept, job.workers or cores())
     request = {
         "weights": weights_hash(model),
         "benchmark": job.benchmark,
@@ -103,19 +108,43 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         forecasters: Callable[[int], Forecaster] = lambda _: forecaster  # noqa: E731
         if job.processes > 1:
             forecasters = partial(forecaster_of, job.model, job.checkpoint, request["weights"], device, job.precision)
-        with progress_bar(len(chosen), benchmark.title) as advance:
+        with progress_bar(len(chosen), str(about["model"]), "configuration") as advance:
             done = len(chosen) - len(todo)
             advance(done)
             for _, line in share(partial(_scorer, job, forecasters), todo, job.processes):
                 results.add(line)
                 done += 1
                 advance(done)
-        board = _board(job, benchmark, str(about["model"]), [results.lines[c.name] for c in chosen], others)
+        lines = [results.lines[c.name] for c in chosen]
         by_name = {c.name: c for c in chosen}
-        for line in pick(board, job.examples):
-            windows = cut(benchmark, by_name[line["configuration"]], job.options, forecaster)
-            board.examples += examples.draw(forecaster, windows, line["configuration"], line["examples"])
-        return _sum_up(job, board, about)
+
+        def finish(made: dict[str, Scored], show: bool = True) -> dict[str, Any]:
+            """Tables and report of what is there."""
+            board = board_of(job, benchmark, str(about["model"]), lines, others, made)
+            for line in pick(board, job.examples):
+                windows = cut(benchmark, by_name[line["configuration"]], job.options, forecaster)
+                board.examples += examples.draw(forecaster, windows, line["configuration"], line["examples"])
+            return sum_up(job, board, about, show)
+
+        made: dict[str, Scored] = {}
+        for name in sorted(names, key=lambda name: peers.PEERS[name].seconds):
+            if count := sum(results.lines[c.name]["forecasts"] for c in baselines.left(name)):
+                finish(made, show=not made)  # safe, and the model's seen, before a slower one begins
+            made[name] = _baseline(baselines, name, count)
+        return finish(made)
+
+
+def _baseline(baselines: Baselines, name: str, count: int) -> Scored:
+    """Scores of a baseline; the user hears what `count` forecasts take."""
+    peer = peers.PEERS[name]
+    if count:
+        log.info(
+            "%s: %s forecasts, roughly %s on %d cores; kept in %s, so that the next model has them at once. "
+            "Killed, the same command goes on; baselines=none does without", peer.title, f"{count:,}",
+            duration(max(1.0, count * peer.seconds / baselines.workers)), baselines.workers, baselines.folder,
+        )  # fmt: skip
+    with progress_bar(count, peer.title, "forecast") as advance:
+        return baselines.compute(name, advance)
 
 
 def from_hub(benchmark: Benchmark) -> Path:
@@ -180,6 +209,7 @@ def scored(
     """One line of the results."""
     windows = cut(benchmark, c, options, forecaster)
     rows = score(forecaster, windows, max_points)
+    assert rows.naive is not None
     return {
         "configuration": c.name,
         "dataset": c.folder,
@@ -191,7 +221,7 @@ def scored(
         "horizon": int(windows.windows["horizon"][0]),
         "season": int(windows.windows["season"][0]),
         "context": int(windows.windows["context"].max()),
-        "series": rows.series,
+        "series": len(np.unique(windows.windows["series"])),
         "windows": rows.windows,
         "forecasts": len(rows.variate),
         "seconds_per_series": rows.seconds / max(len(rows.variate), 1),
@@ -202,62 +232,3 @@ def scored(
         "spread": {"model": spread(rows.model), NAIVE: spread(rows.naive)},
         "examples": examples.find(rows),
     }
-
-
-def _board(
-    job: LeaderboardJob,
-    benchmark: Benchmark,
-    model: str,
-    lines: list[dict[str, Any]],
-    others: dict[str, dict[str, dict[str, float]]],
-) -> Board:
-    """The model beside the others and one Seasonal Naive, theirs where they have it."""
-    ours = {key: {line["configuration"]: line[key] for line in lines} for key in ("model", NAIVE)}
-    own = next((name for name in others if name.lower().replace("_", "") == "seasonalnaive"), None)
-    naive = own or benchmark.naive
-    scores = {**others, model: ours["model"]}
-    scores.setdefault(naive, ours[NAIVE])
-    found = tables(scores, naive)
-    if not found:
-        raise ValueError(f"against={job.against} has no configuration in common with the {len(lines)} scored here")
-    source = f"{own} of {job.against}" if own else "computed here"
-    return Board(
-        benchmark, model, naive, source, lines, found, benchmark.summary(found), PUBLISHED.get(job.benchmark, {})
-    )
-
-
-def _sum_up(job: LeaderboardJob, board: Board, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the tables and the report, print the summary."""
-    benchmark, summary, lines = board.benchmark, board.summary, board.lines
-    compared = len(next(iter(board.tables.values())))
-    facts = {
-        "model": board.model,
-        "compared": compared,
-        "limit": job.options.limit,
-        "seasonal_naive": board.source,
-        "published": {name: list(pair) for name, pair in board.published.items()},
-    }
-    write_scores(job.out, benchmark, summary, lines, facts)
-    dtype = str(DTYPES[job.precision]).removeprefix("torch.")
-    for name, key in ((board.model, "model"), (benchmark.naive, NAIVE)):
-        write_folder(job.out, name, key, lines, benchmark, dtype if key == "model" else "float32")
-    shown = {**about, "benchmark": benchmark.title, "datasets": job.options.path, "Seasonal Naive": board.source}
-    shown["precision"] = job.precision
-    shown |= {"limit": f"{job.options.limit} windows of a configuration"} if job.options.limit else {}
-    shown |= {"against": job.against} if job.against else {}
-    write_report(job.out / "report.html", board, {key: str(value) for key, value in shown.items()})
-    share = f"{compared:,} of {benchmark.size:,} configurations"
-    if job.options.limit:
-        share += f", at most {job.options.limit} windows of each"
-    for part, of in summary.items():
-        published = board.published if part != "unscaled" else {}
-        note = f"{part} ({of['configurations']:,}), {share}" if "configurations" in of else f"{part}, {share}"
-        sys.stdout.write(text(benchmark, note, of["forecasters"], published) + "\n")
-        for metric, left_out in of.get("without_ratio", {}).items():
-            if left_out:
-                log.warning("%s leaves out %d configurations without a ratio: %s", metric, len(left_out), left_out[:9])
-        if not all(math.isfinite(v) for row in of["forecasters"].values() for v in row.values()):
-            log.warning("%s: a score of 0 of Seasonal Naive makes a mean infinite or undefined", part)
-    if board.published and (compared < benchmark.size or job.options.limit):
-        log.warning("the published scores are of all %d configurations, whole", benchmark.size)
-    return summary

@@ -109,5 +109,5 @@ def spread(forecasts: Forecasts) -> dict[str, Any]:
         "points": int(sums.points.sum()),
         "absolute": float(sums.absolute.sum()),
         "below": sums.below.sum(0).astype(int).tolist(),
-        "width": forecasts.points.width.sum(0).tolist(),
+        "width": sums.width.sum(0).tolist(),
     }

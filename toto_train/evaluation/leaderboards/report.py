@@ -8,21 +8,23 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from toto_train.evaluation import distributions
-from toto_train.evaluation.distributions import Spread
 from toto_train.evaluation.leaderboards.board import Board
-from toto_train.evaluation.leaderboards.results import NAIVE
 from toto_train.evaluation.page import COLOURS, bar, cell, fixed, heads, percent, plural, seconds, side, write_page
-from toto_train.evaluation.plots import ACCENT, MUTED, SERIES
-from toto_train.evaluation.report import calibration, facts_card, forecasts
-from toto_train.evaluation.tables import Group, Rung, group_name, grouped, interval_name, ladder, left_out, order
+from toto_train.evaluation.sections import Bands, bands, facts_card, forecasts, ranks_card, ratios_card, tile
+from toto_train.evaluation.tables import (
+    Group,
+    Rung,
+    group_name,
+    grouped,
+    interval_name,
+    ladder,
+    left_out,
+    order,
+    time_card,
+)
 
 FORECASTERS = 4
 """Most columns of a metric in the table of groups."""
-CURVES = 300
-"""Most thin lines in the plot of calibration."""
 ROWS = 600
 """Most configurations in the table: half of them the best, half the worst, where there are more."""
 TITLES = {"frequency": "interval", "variates": "number of variates"}
@@ -33,7 +35,8 @@ def write_report(path: Path, board: Board, facts: Mapping[str, str]) -> Path:
     """Write the page to the file `path`; it appears whole or not at all."""
     sections = [_headline(board), _notes(board)]
     if board.counted:
-        sections += [_standing(board), _breakdown(board), _bands(board)]
+        colours = _colours(board)
+        sections += [_standing(board, colours), _breakdown(board), _bands(board, colours)]
     sections += [_split_off(board), _forecasts(board), _table(board), facts_card(facts)]
     return write_page(path, f"{board.model} on {board.benchmark.title}", sections)
 
@@ -44,13 +47,13 @@ def _headline(board: Board) -> str:
         value = float(board.overall(metric)[board.model])
         better = "below" if value < 1 else "above"
         note = f"{abs(1 - value):.0%} {better} Seasonal Naive" if math.isfinite(value) else "no ratio"
-        cards.append(_tile(f"Relative {metric}", fixed(value), note, bar(value)))
-    share = np.nanmean(board.coverage(), axis=0) if board.counted else np.full(9, np.nan)
+        cards.append(tile(f"Relative {metric}", fixed(value), note, bar(value)))
+    share = Bands(board.coverage(board.model), board.widths(board.model)).mean()
     lines = board.lines
     cards += [
-        _tile("Inside the 80% band", percent(share[8] - share[0]), "of what came; 80% would be right"),
-        _tile("Time a series", seconds(board.seconds_per_series), "to forecast one window of one variate"),
-        _tile(
+        tile("Inside the 80% band", percent(share[8] - share[0]), "of what came; 80% would be right"),
+        tile("Time a series", seconds(board.seconds_per_series(board.model)), "to forecast one window of one variate"),
+        tile(
             "Configurations",
             f"{len(lines):,}",
             f"of {board.benchmark.size:,}; {plural(sum(line['windows'] for line in lines), 'window')} of "
@@ -63,10 +66,6 @@ def _headline(board: Board) -> str:
 def _once(lines: Sequence[Mapping[str, Any]], key: str) -> list[int]:
     """Of every dataset, whatever its terms."""
     return [*{line["dataset"]: line[key] for line in lines}.values()]
-
-
-def _tile(title: str, value: str, note: str, strip: str = "") -> str:
-    return f'<div class="card"><h3>{title}</h3><p class="big">{value}</p>{strip}<p class="note">{note}</p></div>'
 
 
 def _notes(board: Board) -> str:
@@ -99,9 +98,9 @@ def _colours(board: Board) -> dict[str, int]:
     return {name: k for k, name in enumerate(board.forecasters(COLOURS))}
 
 
-def _standing(board: Board) -> str:
+def _standing(board: Board, colours: Mapping[str, int]) -> str:
     """Scores of all forecasters in order, and how they rank over configurations."""
-    colours, cards = _colours(board), []
+    cards = []
     for metric in board.ratios:
         overall, intervals = board.overall(metric), board.summary.get(metric, {}).get("forecasters", {})
         rungs = []
@@ -114,55 +113,31 @@ def _standing(board: Board) -> str:
             at = 0 if metric == "MASE" else 1
             rungs += [Rung(name, pair[at], note="published") for name, pair in board.published.items()]
         cards.append(ladder(f"Relative {_LONG.get(metric, metric)}", rungs))
-    kind = "pair" if len(cards) == 2 else "triple"
     lead = "Below 1 is better than Seasonal Naive."
     if board.benchmark.higher:
         lead += " 1 less these is the skill score, with its 95% interval over tasks."
     if board.published:
         lead += " Published scores are of the whole benchmark and not measured here."
-    plots = [_ranks(board, colours), _ratios(board)]
+    if board.baselines:
+        spent = {name: board.seconds_per_series(name) for name in (board.model, *board.baselines)}
+        cards.append(time_card(spent, colours))
+    kind = "ranking" if board.baselines and len(cards) == 3 else "triple" if len(cards) == 3 else "pair"
+    plots = [ranks_card(board.ranks, colours, board.model, board.main), _ratios(board)]
     return (
         f'<section><h2>Beside other forecasters</h2><p class="lead">{lead}</p>'
         f'<div class="{kind}">{"".join(cards)}</div><div class="pair below">{"".join(plots)}</div></section>'
     )
 
 
-def _ranks(board: Board, colours: Mapping[str, int]) -> str:
-    ranks = board.ranks
-    mean = ranks.mean().sort_values()
-    count = len(mean)
-    rows = [
-        Spread(
-            name,
-            ranks[name].to_numpy(float),
-            float(mean[name]),
-            f"{mean[name]:.2f} · {(count - mean[name]) / (count - 1):.0%}" if count > 1 else f"{mean[name]:.2f}",
-            SERIES[colours[name]] if name in colours else MUTED,
-            name == board.model,
-        )
-        for name in map(str, mean.index)
-    ]
-    plot = distributions.ranks(rows, "ranks", f"rank by {board.main}, 1 is best")
-    caption = "<figcaption>Ranks<i>how often which; mean rank, duels won</i></figcaption>"
-    return f'<figure class="card">{caption}{plot}</figure>'
-
-
 def _ratios(board: Board) -> str:
     """The model's ratio in every configuration, by domain, or by what else there is."""
     kind = next((k for k in ("domain", "frequency", "term") if k in board.groups), "")
-    groups = board.groups[kind] if kind else {"": board.counted}
-    rows = []
-    table = board.ratios[board.main][board.model]
-    for name, lines in groups.items():
+    table, groups = board.ratios[board.main][board.model], {}
+    for name, lines in (board.groups[kind] if kind else {"": board.counted}).items():
         names = [line["configuration"] for line in lines]
         mean = float(board.overall(board.main, names)[board.model])
-        shown = group_name(kind, name)
-        rows.append((mean, Spread(shown, table[names].to_numpy(float), mean, fixed(mean), ACCENT)))
-    rows.sort(key=lambda row: row[0] if math.isfinite(row[0]) else math.inf)
-    plot = distributions.spreads([row for _, row in rows], "ratios", f"{board.main}, Seasonal Naive = 1")
-    by = f", by {TITLES.get(kind, kind)}" if kind else ""
-    caption = f"<figcaption>Where it is better<i>every configuration{by}</i></figcaption>"
-    return f'<figure class="card">{caption}{plot}</figure>'
+        groups[group_name(kind, name)] = table[names].to_numpy(float), mean
+    return ratios_card(groups, board.main, f"configuration{f', by {TITLES.get(kind, kind)}' if kind else ''}")
 
 
 def _breakdown(board: Board) -> str:
@@ -199,42 +174,10 @@ def _place(kind: str, group: str) -> tuple[int, str]:
     return order(kind, group)
 
 
-def _bands(board: Board) -> str:
-    """Calibration beside sharpness: narrow bands are worth something only where they hold what they promise."""
-    coverage = board.coverage()
-    each = coverage[np.random.Generator(np.random.Philox(0)).permutation(len(coverage))[:CURVES]]
-    both = {board.model: np.nanmean(coverage, axis=0), "Seasonal Naive": np.nanmean(board.coverage(NAIVE), axis=0)}
-    plot, table = calibration(both, list(each))
-    widths = board.widths()
-    known = widths[:, 0] > 0
-    cloud = distributions.sharpness(coverage[:, 8] - coverage[:, 0], widths[:, 0], "sharp")
-    rows = "".join(
-        f"<tr><th>{band}</th><td>{percent(np.nanmean(coverage[:, 8 - k] - coverage[:, k]))}</td>"
-        f"<td>{percent(np.nanmean(_inside(board, k)))}</td><td>{fixed(_geometric(widths[known, k]))}</td></tr>"
-        for k, band in enumerate(("80%", "60%", "40%", "20%"))
-    )
-    return (
-        '<section><h2>Calibration and sharpness</h2><p class="lead">How often the truth fell below each predicted '
-        "quantile, the mean over configurations, and each configuration as a thin grey line: on the diagonal the bands "
-        "are honest, flatter than it they are too narrow. Sharp bands are narrow ones; of two that are honest the "
-        f'sharper is better.</p><div class="pair calibration">{plot}{table}</div>'
-        f'<div class="pair calibration below"><figure class="card"><figcaption>Sharpness<i>a dot is a configuration</i>'
-        f"</figcaption>{cloud}</figure>"
-        '<div class="card scroll"><table><thead><tr><th>central band</th><th>holds</th><th>naive holds</th>'
-        f"<th>width, naive = 1</th></tr></thead><tbody>{rows}</tbody></table>"
-        '<p class="note">Widths are added up over all points of a configuration and divided by those of Seasonal '
-        "Naive; the mean is geometric. Configurations without a ratio do not count.</p></div></div></section>"
-    )
-
-
-def _inside(board: Board, k: int) -> np.ndarray:
-    naive = board.coverage(NAIVE)
-    return naive[:, 8 - k] - naive[:, k]
-
-
-def _geometric(values: np.ndarray) -> float:
-    values = values[np.isfinite(values) & (values > 0)]
-    return float(np.exp(np.log(values).mean())) if len(values) else math.nan
+def _bands(board: Board, colours: Mapping[str, int]) -> str:
+    """Of the forecasters scored here."""
+    found = {name: Bands(board.coverage(name), board.widths(name), colours.get(name)) for name in board.computed}
+    return bands({"Seasonal Naive" if name == board.naive else name: of for name, of in found.items()}, "configuration")
 
 
 def _forecasts(board: Board) -> str:

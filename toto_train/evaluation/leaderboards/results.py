@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from toto_train.evaluation.leaderboards.benchmarks import PREFIX, Benchmark, Tables
-from toto_train.evaluation.score import without_nan
+from toto_train.evaluation.lines import Lines, without_nan
 from toto_train.files import whole, write_text
-
-log = logging.getLogger(__name__)
 
 RESULTS = "results.jsonl"
 TABLE = "all_results.csv"
@@ -27,37 +23,13 @@ SUBMITTER = ("model_link", "code_link", "org", "testdata_leakage", "replication_
 """Fields of config.json that only who submits can fill in."""
 
 
-class Results:
-    """Scored configurations by name, in a file that a line at a time is added to; a torn last line is cut off."""
-
-    def __init__(self, file: Path):
-        self.file = file
-        self.lines: dict[str, dict[str, Any]] = {}
-        if not file.is_file():
-            return
-        end = 0
-        for line in file.read_bytes().splitlines(keepends=True):
-            try:
-                found = json.loads(line) if line.endswith(b"\n") else {}
-                self.lines[str(found["configuration"])] = found
-            except (ValueError, TypeError, KeyError):
-                log.warning("%s: cut off after %d configurations, the rest is scored again", file, len(self.lines))
-                os.truncate(file, end)
-                return
-            end += len(line)
+class Results(Lines):
+    """Scored configurations by name."""
 
     def done(self, name: str, data: str) -> bool:
         """Whether a configuration is scored, on the same data and with all that the report needs."""
         line = self.lines.get(name, {})
         return line.get("data") == data and "spread" in line
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Append; on the disk when this returns."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.lines[line["configuration"]] = line
 
 
 def read_table(file: Path, columns: Iterable[str]) -> dict[str, dict[str, float]]:
@@ -97,22 +69,18 @@ def tables(scores: Mapping[str, Mapping[str, Mapping[str, float]]], naive: str) 
     }
 
 
-def write_folder(
-    out: Path, name: str, key: str, lines: Iterable[dict[str, Any]], benchmark: Benchmark, dtype: str
-) -> None:
-    """out/name/all_results.csv of one forecaster (`key` in the lines), and beside it config.json, with the fields of
-    GIFT-Eval's submissions: what only the submitter knows is empty, and a folder that was filled in stays so."""
+def write_folder(out: Path, name: str, rows: Sequence[Mapping[str, Any]], dtype: str, pretrained: bool) -> None:
+    """out/name/all_results.csv of one forecaster, and beside it config.json, with the fields of GIFT-Eval's
+    submissions: what only the submitter knows is empty, and a folder that was filled in stays so."""
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [benchmark.row(name, line, line[key]) for line in lines]
     with whole(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    kind = "statistical" if key == NAIVE else "pretrained"
     path = folder / "config.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
-    config = {"model": name, "model_type": kind, "model_dtype": dtype}
+    config = {"model": name, "model_type": "pretrained" if pretrained else "statistical", "model_dtype": dtype}
     config |= {field: before.get(field, "") for field in SUBMITTER}
     write_text(path, json.dumps(config, indent=4))
 

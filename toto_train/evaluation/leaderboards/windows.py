@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
 
 from toto_train.config import TasksConfig
-from toto_train.evaluation.baselines import LEVELS, seasonal_scale
+from toto_train.evaluation.baselines import LEVELS
 from toto_train.evaluation.metrics import MEDIAN, Sums, window_sums
 from toto_train.evaluation.score import checked
 from toto_train.evaluation.tasks import WINDOW, Batch, Forecaster, Store, Task, TaskSet, limited
@@ -54,17 +55,18 @@ class Windows(TaskSet):
         task: Task,
         cut: Cut,
         limit: int = 0,
-        scale: Callable[[np.ndarray, int], np.ndarray] = lambda past, season: seasonal_scale(past, season)[0],
+        scale: Callable[[np.ndarray, int], np.ndarray] | None = None,
     ):
-        """limit: most windows, drawn by the configuration's name. scale: seasonal error, past [V, T] -> [V]."""
+        """limit: most windows, drawn by the configuration's name. scale: another seasonal error, past [V, T] -> [V]."""
         self.store, self.config, self.tasks = store, TasksConfig(context=cut.context, limit=limit), [task]
-        self._scale, index = scale, store.index(task.source)
+        self.scale, index = scale, store.index(task.source)
         rows, rounds = [], []
         for (series, start), number in zip(cut.starts, cut.rounds or [0] * len(cut.starts), strict=True):
             if start < 1:
                 raise ValueError(
                     f"{cut.name}: series {series} has {int(index['length'][series])} steps, none of them before its "
-                    f"first window of {cut.horizon}; the dataset does not fit the benchmark"
+                    f"first window of {cut.horizon}: not the benchmark's dataset, or cut short; download it again, or "
+                    f"leave it out with tasks.exclude={cut.name}"
                 )
             width = int(index["variates"][series])
             for variate in range(width) if cut.split else [-1]:
@@ -76,12 +78,11 @@ class Windows(TaskSet):
         kept = limited(np.arange(len(rows)), cut.name, limit)
         self.windows, self.rounds = np.array(rows, WINDOW)[kept], np.array(rounds)[kept]
 
-    def seasonal_error(self, past: np.ndarray, season: int) -> np.ndarray:
-        return self._scale(past, season)
-
     def features(self, indices: np.ndarray, width: int) -> np.ndarray:
         """Past features of windows, float32 [N, E, width], NaN on the left where there is less history."""
         found = []
+        if not len(self.store.past_features(int(self.windows["series"][indices[0]]))):  # a dataset has them or not
+            return np.empty((len(indices), 0, width), np.float32)
         for w in self.windows[indices]:
             values = self.store.past_features(int(w["series"]))[:, w["start"] - w["context"] : w["start"]]
             found.append(np.pad(values, ((0, 0), (width - values.shape[1], 0)), constant_values=np.nan))
@@ -104,8 +105,6 @@ class PointSums:
     symmetric_points: np.ndarray
     interval_score: np.ndarray
     """Winkler score of the central 95 % / seasonal error, where that is above 0."""
-    width: np.ndarray
-    """[W, 4] upper less lower quantile of the central 80, 60, 40 and 20 %."""
 
 
 def point_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.ndarray) -> PointSums:
@@ -135,7 +134,6 @@ def point_sums(quantiles: np.ndarray, labels: np.ndarray, seasonal_error: np.nda
         *over(error, np.abs(y)),
         *over(2 * error, np.abs(y) + np.abs(q[MEDIAN])),
         over(winkler, np.broadcast_to(seasonal_error[:, :, None], y.shape))[0],
-        np.stack([total((quantiles[:, 8 - k] - quantiles[:, k]).astype(np.float64), known) for k in range(4)], 1),
     )
 
 
@@ -149,7 +147,7 @@ class Forecasts:
 
 @dataclass
 class Rows:
-    """A scored configuration of R rows (window, variate)."""
+    """R rows (window, variate) of a configuration, scored."""
 
     window: np.ndarray
     """[R] position in the `Windows`."""
@@ -162,11 +160,15 @@ class Rows:
     moves: np.ndarray
     """[R] whether the label takes more than one value."""
     model: Forecasts
-    naive: Forecasts
+    """Of the forecaster that was asked."""
+    naive: Forecasts | None
+    """Of Seasonal Naive, where it was asked for, too."""
     seconds: float
-    """Time of the model's forecasts."""
-    windows: int
-    series: int
+    """Time of the forecasts."""
+
+    @property
+    def windows(self) -> int:
+        return len(np.unique(self.window))
 
 
 def score(forecaster: Forecaster, tasks: Windows, max_points: int = 2**20) -> Rows:
@@ -174,27 +176,43 @@ def score(forecaster: Forecaster, tasks: Windows, max_points: int = 2**20) -> Ro
 
     max_points: values of context and label in one call of the forecaster; a window is never split.
     """
-    parts: list[tuple[np.ndarray, ...]] = []
-    made: list[tuple[Forecasts, Forecasts]] = []
-    seconds = 0.0
+    parts = []
     for indices in tasks.batches(max_points):
         batch = tasks.read(indices, naive=True)
-        variates = batch.labels.shape[1]
-        quantiles, spent = forecast(forecaster, tasks, batch)
-        seconds += spent
-        assert batch.naive is not None
-        made.append((_by_variate(quantiles, batch), _by_variate(batch.naive, batch)))
-        own = tasks.windows["variate"][indices]
-        position = np.where(own[:, None] >= 0, own[:, None], np.arange(variates))
-        which = np.repeat(indices, variates)
-        observed = np.isfinite(batch.labels)
-        high = batch.labels.max(2, where=observed, initial=-np.inf)
-        moves = high > batch.labels.min(2, where=observed, initial=np.inf)
-        parts.append((which, tasks.rounds[which], position.ravel(), batch.seasonal_error.ravel(), moves.ravel()))
-    window, rounds, variate, scale, moves = (np.concatenate(column) for column in zip(*parts, strict=True))
-    model, naive = (_joined([pair[k] for pair in made]) for k in range(2))
-    series = len(np.unique(tasks.windows["series"]))
-    return Rows(window, rounds, variate, scale, moves, model, naive, seconds, len(tasks), series)
+        parts.append(rows_of(tasks, batch, *forecast(forecaster, tasks, batch)))
+    return joined(parts)
+
+
+def rows_of(tasks: Windows, batch: Batch, quantiles: np.ndarray, seconds: float) -> Rows:
+    """A batch of windows with the quantiles [N, 9, V, H] forecast for them in so many seconds."""
+    variates, own = batch.labels.shape[1], tasks.windows["variate"][batch.indices]
+    position = np.where(own[:, None] >= 0, own[:, None], np.arange(variates))
+    window = np.repeat(batch.indices, variates)
+    observed = np.isfinite(batch.labels)
+    high = batch.labels.max(2, where=observed, initial=-np.inf)
+    moves = high > batch.labels.min(2, where=observed, initial=np.inf)
+    naive = None if batch.naive is None else _by_variate(batch.naive, batch)
+    scored, scale = _by_variate(quantiles, batch), batch.seasonal_error.ravel()
+    return Rows(window, tasks.rounds[window], position.ravel(), scale, moves.ravel(), scored, naive, seconds)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """All rows of some parts, one after another."""
+
+    def column(get: Callable[[Rows], np.ndarray]) -> np.ndarray:
+        return np.concatenate([get(part) for part in parts])
+
+    def forecasts(of: str) -> Forecasts:
+        sums = {f.name: column(attrgetter(f"{of}.sums.{f.name}")) for f in fields(Sums)}
+        points = {f.name: column(attrgetter(f"{of}.points.{f.name}")) for f in fields(PointSums)}
+        return Forecasts(Sums(**sums), PointSums(**points))
+
+    return Rows(
+        **{name: column(attrgetter(name)) for name in ("window", "round", "variate", "scale", "moves")},
+        model=forecasts("model"),
+        naive=forecasts("naive") if parts[0].naive is not None else None,
+        seconds=sum(part.seconds for part in parts),
+    )
 
 
 def forecast(forecaster: Forecaster, tasks: Windows, batch: Batch) -> tuple[np.ndarray, float]:
@@ -220,14 +238,6 @@ def _by_variate(quantiles: np.ndarray, batch: Batch) -> Forecasts:
     flat = quantiles.swapaxes(1, 2).reshape(-1, len(LEVELS), 1, batch.horizon)
     arguments = flat, batch.labels.reshape(-1, 1, batch.horizon), batch.seasonal_error.reshape(-1, 1)
     return Forecasts(window_sums(*arguments), point_sums(*arguments))
-
-
-def _joined(parts: Sequence[Forecasts]) -> Forecasts:
-    def column(kind: str, name: str) -> np.ndarray:
-        return np.concatenate([getattr(getattr(part, kind), name) for part in parts])
-
-    sums = Sums(**{f.name: column("sums", f.name) for f in fields(Sums)})
-    return Forecasts(sums, PointSums(**{f.name: column("points", f.name) for f in fields(PointSums)}))
 
 
 def side_by_side(lengths: Iterable[int], first: int, horizon: int, count: int) -> list[tuple[int, int]]:
