@@ -4,15 +4,17 @@ Trains small models of several widths and depths for a few steps and fits how ac
 to a layer grow with width and depth. Prints the exponents beside the expected ones; exit status 1 where one is off.
 With out=DIR writes coord_check.csv (every measurement) and coord_check.png.
 
---quick                        widths to 256 and depths to 8, half a minute at most
+--quick                        widths to 256 and depths to 8, all rules but adamw, under half a minute
 rules=spectral,unit_scaled,original,match_rms_adamw,adamw   what trains the stack
 widths=64,128,256,512,1024 depths=2,4,8,16
-steps=4 seed=0 qk_norm=false   of the model: model.qk_norm of train.py
+steps=4 qk_norm=false          of the model: model.qk_norm of train.py
+seed=0 seeds=1                 means over so many seeds, from this one on; --quick: 3
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
 import sys
 from pathlib import Path
@@ -24,9 +26,10 @@ from toto_train import coordinates
 from toto_train.arguments import fail_on, parse
 from toto_train.coordinates import EXPECTED, HEAD_WIDTH, RULES, Exponent, Size
 from toto_train.files import whole
+from toto_train.optim.recipe import LR_RULES
 
-FULL = {"rules": ",".join(RULES), "widths": "64,128,256,512,1024", "depths": "2,4,8,16", "steps": 4}
-QUICK = {"widths": "64,128,256", "depths": "2,4,8", "steps": 2}
+FULL = {"rules": ",".join(RULES), "widths": "64,128,256,512,1024", "depths": "2,4,8,16", "steps": 4, "seeds": 1}
+QUICK = {"rules": ",".join(LR_RULES), "widths": "64,128,256", "depths": "2,4,8", "steps": 1, "seeds": 3}
 FIXED_WIDTH, FIXED_DEPTH = 64, 4
 LEAST_RANGE = 30.0
 """Of a panel, largest over smallest: what is flat looks flat."""
@@ -41,13 +44,14 @@ def main(argv: list[str]) -> int:
     axes = {"width": (_sizes(args, "widths"), FIXED_DEPTH), "depth": (_sizes(args, "depths"), FIXED_WIDTH)}
     if wrong := [w for w in axes["width"][0] if w % HEAD_WIDTH]:
         raise ValueError(f"widths={wrong[0]} must be a multiple of {HEAD_WIDTH}, the width of a head")
-    if args["steps"] < 1:
-        raise ValueError(f"steps={args['steps']} must be positive")
+    for key in ("steps", "seeds"):
+        if args[key] < 1:
+            raise ValueError(f"{key}={args[key]} must be positive")
     logging.getLogger("toto_train").setLevel(logging.WARNING)
     found: list[Size] = []
-    jobs = [(axis, rule) for axis in axes for rule in rules]
-    for axis, rule in tqdm(jobs, unit="check", disable=not sys.stderr.isatty()):
-        found += coordinates.measure(axis, rule, *axes[axis], args["steps"], args["seed"], args["qk_norm"])
+    jobs = list(itertools.product(axes, rules, range(args["seed"], args["seed"] + args["seeds"])))
+    for axis, rule, seed in tqdm(jobs, unit="check", disable=not sys.stderr.isatty()):
+        found += coordinates.measure(axis, rule, *axes[axis], args["steps"], seed, args["qk_norm"])
     exponents = coordinates.fit(found)
     print(table(exponents))
     if args["out"]:

@@ -119,7 +119,7 @@ def test_the_command_says_pass_and_leaves_its_files(tmp_path):
 
 @pytest.mark.parametrize(("argument", "message"), [
     ("widths=64", "two or more"), ("widths=64,100", "multiple of 32"), ("rules=sgd", "must be of spectral"),
-    ("steps=0", "must be positive"),
+    ("steps=0", "must be positive"), ("seeds=0", "seeds=0 must be positive"),
 ])  # fmt: skip
 def test_bad_arguments_are_named(argument, message):
     import coord_check
