@@ -18,7 +18,7 @@ LEAST_SHARE = 5e-8  # of the variance, that the lines dropped at one step of a p
 # Multiplications up to which OpenBLAS keeps to one thread. Its threads would round differently from one set-up to the
 # next, and waking them costs a hundred times more than these small products.
 ONE_THREAD = 2**17
-LINES_AT_ONCE = 2048  # what keeps the tables of a block of lines in the cache
+LINES_AT_ONCE = 512  # what keeps the tables of a block of lines in the cache
 
 
 class Lines(NamedTuple):
