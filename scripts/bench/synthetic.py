@@ -8,7 +8,7 @@ code, measured once on one core at 2048 steps per series (cauker: per channel; t
 without the making of their sources, which ours include), on another machine than this. KernelSynth is run here: the
 kernels and the sampling of Chronos' script, scikit-learn's default path. Memory is the most that a fresh process has
 resident while it makes a chunk of every family, less its libraries' files; the first series is a fresh process's CPU
-time from its start, imports included, once the loops are compiled and on disk. --quick: a tenth of a second a family.
+time from its start, imports included. --quick: a tenth of a second a family.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     if not threads.items() <= os.environ.items():  # they are read when numpy is imported, which it is
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | threads)
     main(__doc__, measure)
