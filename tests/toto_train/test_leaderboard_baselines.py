@@ -90,6 +90,8 @@ def test_a_baseline_stands_in_table_ranks_report_and_a_folder_of_its_own(asked, 
     printed = capsys.readouterr().out
     assert printed.count("GIFT-Eval: overall") == 2  # the model's table is seen before the baseline begins
     assert printed.index("a series takes small") < printed.index("point")
+    job.run(asked)
+    assert capsys.readouterr().out.count("GIFT-Eval: overall") == 1  # nothing is left to compute
 
 
 def test_a_baseline_is_computed_once(calls, tmp_path, data):

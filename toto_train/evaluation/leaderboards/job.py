@@ -85,9 +85,8 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
         beside = beside or str(job.out.parent / f"{job.benchmark}.eval")  # the hub's cache is not ours to write to
         job = replace(job, options=replace(job.options, path=from_hub(benchmark)))
     chosen = _chosen(job, benchmark)
-    benchmark.windows(
-        chosen[0], job.options, benchmark.context
-    )  # a reader that is missing is told before the model loads
+    # a reader that is missing is told before the model is loaded
+    benchmark.windows(chosen[0], job.options, benchmark.context)
     device = pick_device(job.device)
     model, about, _ = load(job.model, job.checkpoint)
     names = [name for name in job.baselines if plain(name) not in map(plain, others)]
@@ -127,9 +126,11 @@ def run(job: LeaderboardJob) -> dict[str, Any]:
             return sum_up(job, board, about, show)
 
         made: dict[str, Scored] = {}
+        seen = False
         for name in sorted(names, key=lambda name: peers.PEERS[name].seconds):
             if count := sum(results.lines[c.name]["forecasts"] for c in baselines.left(name)):
-                finish(made, show=not made)  # safe, and the model's seen, before a slower one begins
+                finish(made, show=not seen)  # safe, and the model's seen, before a slower one begins
+                seen = True
             made[name] = _baseline(baselines, name, count)
         return finish(made)
 
