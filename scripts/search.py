@@ -51,6 +51,9 @@ def main(argv: list[str]) -> int:
         about = f"Winner of the round {search.round.name}: {won.name}, score {won.mean:.4f} over {search.seeds} seeds."
         frozen = freeze(won, base, ROOT / "configs" / "experiment" / f"{search.folder.name}.yaml", about)
         print(f"{about}\nexperiment={frozen.stem} takes it: {frozen}")
+    except KeyboardInterrupt:
+        print("search: stopped; the same command goes on", file=sys.stderr)
+        return 130
     except (ConfigError, ValueError, OSError) as error:
         print(f"search: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

@@ -129,10 +129,12 @@ class Search:
             pass
         jobs = [(name, values, seed) for name, values in self.finalists_and_base() for seed in self.final_seeds]
         for name, values, seed in jobs:
-            begin = time.monotonic()
-            outcome = self.runs.run(name_of(values), values, seed, lambda step, score: False)
-            if outcome is not None:  # else another worker has it
-                tell(f"{name}, seed {seed}: {outcome} ({_minutes(begin)})")
+            run, begin = name_of(values), time.monotonic()
+            with self.runs.claim(f"{run}-s{seed}") as mine:  # else another worker has it
+                if mine and self.runs.result(run, seed) is None:
+                    tell(f"{name}, seed {seed}, begins; its output: {self.runs.log(run, seed)}")
+                    outcome = self.runs.follow(run, values, seed, lambda step, score: False)
+                    tell(f"{name}, seed {seed}: {outcome} ({_minutes(begin)})")
 
     def _take_trial(self, tell: Callable[[str], None]) -> bool:
         """Run one more trial; False where there are enough."""

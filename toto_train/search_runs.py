@@ -70,15 +70,8 @@ class Runs:
         path = self._result(name, seed)
         return float(json.loads(path.read_text())["score"] or math.inf) if path.is_file() else None
 
-    def run(self, name: str, values: dict[str, Any], seed: int, behind: Callable[[int, float], bool]) -> Outcome | None:
-        """`follow`, unless it is done already or another process is at it."""
-        if self._result(name, seed).is_file():
-            return None
-        with self.claim(f"{name}-s{seed}") as mine:
-            return self.follow(name, values, seed, behind) if mine else None
-
     def follow(self, name: str, values: dict[str, Any], seed: int, behind: Callable[[int, float], bool]) -> Outcome:
-        """Train to the end, or until behind(step, score) says so; a run that was broken off goes on.
+        """Train to the end, or until behind(step, score) says so; a run that was broken off goes on. Claim it before.
 
         At the last step nothing is left to save: whoever came that far counts as done, with its score.
         """

@@ -18,6 +18,7 @@ import launch_sweep as script
 from toto_train.config import ConfigError
 from toto_train.ladder import make_trials, observe, parse_sizes, repeats
 from toto_train.launch import FAILED
+from toto_train.multirun import sweep
 from toto_train.sweep import expand, launch_all
 from toto_train.sweep_table import is_done, read_state, read_states, table
 
@@ -49,6 +50,17 @@ def test_wrong_settings_of_one_run_fail_that_run_and_of_all_the_sweep(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             expand([f"out={tmp_path}", *wrong], CONFIGS)
+    assert not any(tmp_path.iterdir())
+
+
+def test_where_runs_are_is_checked_before_any_begins(tmp_path):
+    for wrong, message in (
+        (["executor=slrum"], "executor='slrum' must be one of local, ray, slurm"),
+        (["processes=0"], "processes=0 must be positive"),
+        (["hydra.launcher.partition=gpu"], "is for a launcher of Hydra's; give executor=slurm"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sweep([f"out={tmp_path}", "model=nano", "seed=0,1", *wrong], CONFIGS)
     assert not any(tmp_path.iterdir())
 
 
