@@ -33,6 +33,8 @@ _FIXED = {
     "per_dim_scale": True,
     "use_xpos": True,
 }
+_UNSAID = ("per_dim_scale", "use_xpos")
+"""Those that the official package takes for false where a folder does not say."""
 _SHARED = (
     "patch_size", "d_model", "num_heads", "num_layers", "num_variate_layers_per_group", "variate_layer_first",
     "norm_eps", "attn_bias", "mlp_bias", "d_ff", "qk_norm", "residual_mult", "residual_attn_ratio",
@@ -71,7 +73,7 @@ def config_from_official(raw: dict[str, object], name: str) -> ModelConfig:
 
     Raises ValueError where the folder describes an architecture we do not build.
     """
-    missing = [key for key in _SHARED if raw.get(key) is None and key != "residual_attn_ratio"]
+    missing = [key for key in (*_SHARED, *_UNSAID) if raw.get(key) is None and key != "residual_attn_ratio"]
     if missing:
         raise ValueError(f"{name}: config.json lacks {', '.join(missing)}; is it a Toto 2.0 model?")
     given = {key: raw[key] for key in (*_SHARED, "layer_group_size") if raw.get(key) is not None}

@@ -119,8 +119,15 @@ def test_a_size_that_has_a_name_gets_it():
     assert hub.config_from_official(raw | {"d_ff": 680}, "mine").name == "mine"
     deeper = raw | {"num_layers": 48, "layer_group_size": 48}
     assert hub.config_from_official(deeper, "mine").layer_group_size == 0
-    without = {k: v for k, v in raw.items() if k not in ("residual_attn_ratio", "use_xpos")}
+    without = {k: v for k, v in raw.items() if k not in ("residual_attn_ratio", "qk_dim")}
     assert hub.config_from_official(without, "4m") == ModelConfig("tiny", **tiny)
+
+
+@pytest.mark.parametrize("key", ["qk_norm", "per_dim_scale", "use_xpos"])
+def test_a_folder_says_what_the_official_package_takes_otherwise(key):
+    raw = hub.config_to_official(ModelConfig())
+    with pytest.raises(ValueError, match=f"lacks {key}"):
+        hub.config_from_official({k: v for k, v in raw.items() if k != key}, "mine")
 
 
 def test_names_map_one_to_one(model):
