@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from toto_train.evaluation.examples import Example
 from toto_train.evaluation.leaderboards import board, boom, examples, gift_eval, report, results
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Configuration, Options
 from toto_train.evaluation.leaderboards.measures import CRPS, MASE, spread
 from toto_train.evaluation.leaderboards.windows import score
-from toto_train.evaluation.score import Example
 
 from .pages import check_page
 from .saved_datasets import save, seasonal

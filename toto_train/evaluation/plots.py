@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import isotonic_regression
 
 from toto_train.evaluation.baselines import LEVELS
+from toto_train.evaluation.examples import Example
 from toto_train.evaluation.page import COLOURS
-from toto_train.evaluation.score import Example
 
 # Matplotlib wants a colour now, the page knows it later: these stand in for CSS variables.
 INK, MUTED, GRID, ACCENT, SECOND = "#010203", "#010204", "#010205", "#010206", "#010207"

@@ -16,10 +16,10 @@ import pandas as pd
 
 from toto_train.evaluation import distributions, plots, tables
 from toto_train.evaluation.distributions import Mean, Spread
+from toto_train.evaluation.examples import RANKS, Example
 from toto_train.evaluation.metrics import BANDS
 from toto_train.evaluation.page import fixed, percent
 from toto_train.evaluation.plots import series_colour
-from toto_train.evaluation.score import RANKS, Example
 
 CURVES = 300
 """Most thin lines in the plot of calibration."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from toto_train.evaluation.examples import Example
 from toto_train.evaluation.leaderboards.benchmarks import Benchmark, Tables
 from toto_train.evaluation.leaderboards.results import NAIVE
-from toto_train.evaluation.score import Example
 
 Scored = dict[str, dict[str, Any]]
 """Configuration -> what is known of a forecaster there."""

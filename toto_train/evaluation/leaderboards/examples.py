@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from toto_train.evaluation.examples import Example, ranked
 from toto_train.evaluation.leaderboards.windows import Rows, Windows, forecast
-from toto_train.evaluation.score import Example, ranked
 from toto_train.evaluation.tasks import Forecaster
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from toto_train.config import TasksConfig
 from toto_train.evaluation.baselines import LEVELS
+from toto_train.evaluation.examples import checked
 from toto_train.evaluation.metrics import MEDIAN, Sums, window_sums
-from toto_train.evaluation.score import checked
 from toto_train.evaluation.tasks import WINDOW, Batch, Forecaster, Store, Task, TaskSet, limited
 
 
