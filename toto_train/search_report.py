@@ -83,8 +83,8 @@ def _finals(finals: Sequence[Final]) -> str:
 
 def _table(trials: Sequence[FrozenTrial]) -> str:
     rows = []
-    for t in sorted(trials, key=lambda t: (t.value is None, t.value or 0.0, t.number)):
-        score = f"{t.value:.4f}" if t.value is not None else t.user_attrs.get("why", "")
+    for t in sorted(trials, key=lambda t: (t.state != TrialState.COMPLETE, t.value or 0.0, t.number)):
+        score = f"{t.value:.4f}" if t.state == TrialState.COMPLETE else t.user_attrs.get("why", "")
         minutes = f"{t.duration.total_seconds() / 60:.1f}" if t.duration else ""
         rows.append(([str(t.number), t.state.name.lower(), score, minutes], t.user_attrs.get("values", {})))
     return f"<section><h2>Trials</h2>{_card(('trial', 'state', 'score', 'minutes'), rows)}</section>"
@@ -94,7 +94,7 @@ def _card(names: Sequence[str], rows: Sequence[tuple[list[str], Values]]) -> str
     """A table of those columns, and one for each setting."""
     keys = list(dict.fromkeys(key for _, values in rows for key in values))
     head = "".join(f"<th>{name}</th>" for name in names)
-    head += "".join(f"<th>{escape(key).replace('.', '.&#8203;')}</th>" for key in keys)
+    head += "".join(f"<th>{escape(key).replace('.', '.<br/>')}</th>" for key in keys)
     body = ""
     for (first, *cells), values in rows:
         told = "".join(f"<td>{escape(str(values.get(key, '')))}</td>" for key in keys)
