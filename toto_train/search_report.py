@@ -62,7 +62,7 @@ def _verdict(won: Final, finals: Sequence[Final]) -> str:
     if known is None:
         best = "No choice is" if won.name == BASE else f"{escape(won.name)} is {gain:.4f}"
         return f"{best} lower than the settings as they were. One seed: this may be noise."
-    bar = f"{known.bar:.4f}, which chance exceeds in {LEVEL:.0%} of rounds without a better choice"
+    bar = f"{known.bar:.4f}, which chance alone exceeds in {LEVEL:.0%} of rounds at most"
     if won.name == BASE:
         return f"No choice is lower than the settings as they were by more than {bar}; they stay."
     return f"{escape(won.name)} wins: {gain:.4f} lower than the settings as they were, and more than {bar}."
