@@ -25,6 +25,8 @@ from data_pipelines.synthetic.draws import autoregression, uniform
 SAMPLE_RATE, FADE_IN = 44_100.0, 441  # of the published sounds: Hz, samples
 LONGEST_CYCLE = 10.0  # seconds; windows begin anywhere in it
 BROWN_MEMORY = 350.0  # steps: a leak at 20 Hz of 44.1 kHz
+# y += (u - y) / 351 each step and then times 20, for u uniform within .99, as pyo's BrownNoise: 20 .99 / sqrt(3 (2 350 + 1))
+BROWN_SD = 0.43
 EXPONENT = 10  # of the segments of an envelope
 
 Points = Sequence[tuple[np.ndarray | float, np.ndarray | float]]
@@ -70,8 +72,8 @@ def square(cycles: np.ndarray) -> np.ndarray:
 
 
 def brown(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
-    """Brown noise, leaky and stationary, with a standard deviation of a third, float32 [count, length]."""
-    return autoregression(rng, np.full((count, 1), BROWN_MEMORY), length) / np.float32(3)
+    """Brown noise, leaky and stationary, float32 [count, length]."""
+    return np.float32(BROWN_SD) * autoregression(rng, np.full((count, 1), BROWN_MEMORY), length)
 
 
 def peak_normalised(values: np.ndarray, faithful: bool = False) -> np.ndarray:

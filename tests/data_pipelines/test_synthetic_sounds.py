@@ -51,6 +51,24 @@ def test_the_follower_is_a_one_pole_filter_of_the_rectified_sine() -> None:
         assert made[row] == pytest.approx(expected[2000:], abs=1e-4)
 
 
+def test_brown_noise_is_as_loud_as_pyo_makes_it() -> None:
+    """Its one-pole filter of uniform noise at 20 Hz, run plainly, with the gain of 20."""
+    rng = np.random.default_rng(0)
+    shocks, keep, y, theirs = (
+        rng.uniform(-0.99, 0.99, (200_000, 16)),
+        np.exp(-2 * np.pi * 20 / audio.SAMPLE_RATE),
+        0.0,
+        [],
+    )
+    for shock in shocks:
+        y = shock + (y - shock) * keep
+        theirs.append(20 * y)
+    ours = audio.brown(rng, 400, 4_000)
+    # some 9,000 and 4,500 independent values: their standard deviations are known to 1 and 1.6 %
+    assert ours.std() == pytest.approx(np.std(theirs[5_000:]), rel=0.06)
+    assert np.corrcoef(ours[:, :-350].ravel(), ours[:, 350:].ravel())[0, 1] == pytest.approx(np.exp(-1), abs=0.06)
+
+
 def test_the_low_pass_is_a_resonant_biquad() -> None:
     """Gain 1 at frequency 0, Q at the corner, 0 at the fastest frequency; elsewhere scipy's response of the filter."""
     corner, q = 0.05, 2.5
