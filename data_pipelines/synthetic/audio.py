@@ -25,7 +25,7 @@ from data_pipelines.synthetic.draws import autoregression, uniform
 SAMPLE_RATE, FADE_IN = 44_100.0, 441  # of the published sounds: Hz, samples
 LONGEST_CYCLE = 10.0  # seconds; windows begin anywhere in it
 BROWN_MEMORY = 350.0  # steps: a leak at 20 Hz of 44.1 kHz
-# y += (u - y) / 351 each step and then times 20, for u uniform within .99, as pyo's BrownNoise: 20 .99 / sqrt(3 (2 350 + 1))
+# of pyo's BrownNoise, 20 y with y += (u - y) / 351 each step and u uniform within .99: 20 .99 / sqrt(3 (2 350 + 1))
 BROWN_SD = 0.43
 EXPONENT = 10  # of the segments of an envelope
 
