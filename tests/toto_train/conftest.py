@@ -1,5 +1,5 @@
-"""Runs in this process, and servers of our own on this machine: a hub, for the tests of pushing, and one of files, for
-reading rows."""
+"""Runs in this process, a model, and servers of our own on this machine: a hub, for the tests of pushing, and one of
+files, for reading rows."""
 
 import base64
 import hashlib
@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from toto_train import hub
 from toto_train.cli import config_from_overrides
+from toto_train.config import ModelConfig
+from toto_train.model.toto import Toto
 from toto_train.run import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -207,3 +210,12 @@ def ranged_server():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    """Folder of a random model in the official format, trained (it says) on rows of 256 steps; nobody may change it."""
+    out = tmp_path_factory.mktemp("model") / "small"
+    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
+    hub.save_pretrained(toto, out, "card", {"context_length": 256})
+    return str(out)

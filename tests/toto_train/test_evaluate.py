@@ -39,15 +39,6 @@ def made(source: str, count: int, variates: int, length: int = 400, interval: fl
     return out
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """A random model in the official format, trained (it says) on rows of 256 steps."""
-    out = tmp_path_factory.mktemp("model") / "small"
-    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
-    hub.save_pretrained(toto, out, "card", {"context_length": 256})
-    return str(out)
-
-
 @pytest.fixture
 def data(tmp_path) -> Path:
     folder = tmp_path / "data"

@@ -13,8 +13,7 @@ import yaml
 
 from data_pipelines.assemble import write_shards
 from data_pipelines.series import Series
-from toto_train import hub
-from toto_train.config import ModelConfig, TasksConfig
+from toto_train.config import TasksConfig
 from toto_train.evaluation import cache, peers
 from toto_train.evaluation.baselines import seasonal_naive
 from toto_train.evaluation.leaderboards import gift_eval, job
@@ -22,19 +21,10 @@ from toto_train.evaluation.leaderboards.baselines import Baselines
 from toto_train.evaluation.leaderboards.benchmarks import Options
 from toto_train.evaluation.leaderboards.measures import CRPS, MASE
 from toto_train.evaluation.tasks import TaskSet
-from toto_train.model.toto import Toto
 
 from .pages import check_page
 from .saved_datasets import save, seasonal
 from .test_leaderboard_fev_time import task, write_fev
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    out = tmp_path_factory.mktemp("model") / "small"
-    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
-    hub.save_pretrained(toto, out, "card", {"context_length": 256})
-    return str(out)
 
 
 @pytest.fixture

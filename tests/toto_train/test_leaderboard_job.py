@@ -17,24 +17,13 @@ import pandas as pd
 import pytest
 
 from scripts import evaluate
-from toto_train import hub
-from toto_train.config import ModelConfig
 from toto_train.evaluation.leaderboards import job, results
 from toto_train.evaluation.leaderboards.benchmarks import Options
-from toto_train.model.toto import Toto
 
 from .pages import check_page
 from .saved_datasets import save, seasonal
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    out = tmp_path_factory.mktemp("model") / "small"
-    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
-    hub.save_pretrained(toto, out, "card", {"context_length": 256})
-    return str(out)
 
 
 @pytest.fixture(scope="module")

@@ -51,14 +51,6 @@ def test_a_forecast_out_of_phase_is_told(shift, r):
     assert ((found["mase"] == 0) == (shift == 0)).all()
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    out = tmp_path_factory.mktemp("model") / "small"
-    toto = Toto.create(ModelConfig(d_model=32, num_layers=2, num_heads=2, d_ff=64), seed=0)
-    hub.save_pretrained(toto, out, "card", {"context_length": 256})
-    return str(out)
-
-
 def test_the_study_leaves_scores_and_two_plots(model, tmp_path, capsys):
     asked = LongHorizonJob([model], tmp_path / "out", series=2, block=64, horizons=(32, 64, 160), device="cpu")
     found = long_horizon.run(asked)["small"]
