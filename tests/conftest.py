@@ -48,6 +48,7 @@ def small_job(corpus, tmp_path) -> list[str]:
         "heldout.context=256", "model.d_model=32", "model.d_ff=64", "data.variates=4", "data.length=256",
         "global_rows=4", "micro_rows=2", "schedule.max_steps=12", "schedule.warmup_steps=2", "schedule.decay_steps=4",
         "validate_every=6", "checkpoint.every_steps=4", "logger.every_steps=2", "parallel.device=cpu",
+        "optimizer.adamw.lr=0.012",
     ]  # fmt: skip
 
 

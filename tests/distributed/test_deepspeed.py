@@ -39,7 +39,8 @@ def overrides(corpus, *more):
         "model.d_ff=68", "data.variates=4", "data.length=256", "data.workers=0", "data.lanes=12", "global_rows=12",
         "micro_rows=2", "schedule.max_steps=6", "schedule.warmup_steps=2", "schedule.decay_steps=0",
         "validate_every=0", "validation.context=256", f"heldout.path={corpus / 'heldout'}", "heldout.context=256",
-        "parallel=deepspeed", "optimizer=adamw", "parallel.device=cpu", "parallel.precision=fp32", *more,
+        "parallel=deepspeed", "optimizer=adamw", "parallel.device=cpu", "parallel.precision=fp32",
+        "optimizer.adamw.lr=0.012", *more,
     ]  # fmt: skip
 
 

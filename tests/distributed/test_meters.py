@@ -66,7 +66,7 @@ def overrides(mixture, *more):
         "data.length=256", "data.workers=0", "global_rows=8", "micro_rows=2", "schedule.max_steps=12",
         "schedule.warmup_steps=2", "schedule.decay_steps=4", "validate_every=0", "validation.context=256",
         "heldout.context=256", "parallel.device=cpu", "parallel.precision=fp32", "logger.every_steps=3",
-        "optimizer.normuon.orthogonalize_dtype=fp32", *more,
+        "optimizer.normuon.orthogonalize_dtype=fp32", "optimizer.adamw.lr=0.012", *more,
     ]  # fmt: skip
 
 

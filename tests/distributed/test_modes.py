@@ -54,7 +54,7 @@ def overrides(corpus, *more):
         "name=modes", "data=shards", f"data.mixture.corpus.path={corpus / 'train'}", "model.d_model=32",
         "model.d_ff=64", "data.variates=4", "data.length=256", "data.workers=0", "global_rows=8", "micro_rows=2",
         "schedule.max_steps=12", "schedule.warmup_steps=2", "schedule.decay_steps=4", "validate_every=0",
-        "validation.context=256", "heldout.context=256",
+        "validation.context=256", "heldout.context=256", "optimizer.adamw.lr=0.012",
         "parallel.device=cpu", "parallel.precision=fp32", "optimizer.normuon.orthogonalize_dtype=fp32", *more,
     ]  # fmt: skip
 
