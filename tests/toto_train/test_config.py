@@ -124,7 +124,7 @@ def test_settings_that_contradict_others_are_found(overrides, message):
 
 
 def test_settings_within_their_bounds_are_not_refused():
-    compose("data.prefetch=64", "data.workers=128", "optimizer.adamw.weight_decay=83")
+    compose("data.prefetch=64", "data.workers=128", "optimizer.adamw.lr=0.012", "optimizer.adamw.weight_decay=83")
     compose("optimizer.normuon.momentum=0.8")  # no warm-up: its start is not read
 
 
