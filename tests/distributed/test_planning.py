@@ -49,8 +49,8 @@ FEW_PATCHES = ["data.variates=1", "global_rows=2", "micro_rows=1"]
 def test_a_rank_holds_what_was_planned(base, world, overrides):
     """Within 5 %, and 0.1 MiB for what a step's bookkeeping takes; what was seen is in docs/planning.md.
 
-    Of two ranks the lesser of two measurements counts where the first is above: messages to a rank that waits for a core
-    of a busy machine stay in memory, which is no part of the plan.
+    Of two ranks the lesser of two measurements counts where the first is above: messages to a rank that waits for a
+    core of a busy machine stay in memory, which is no part of the plan.
     """
     found = compare_held([*base, *overrides], world)
     if world > 1 and any(measured > 1.05 * planned + 2**20 / 10 for measured, planned in found.values()):
