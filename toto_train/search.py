@@ -2,8 +2,8 @@
 
 A round draws settings (Optuna: TPE, or random as control), has each trial trained by train.py in a folder of its own,
 stops those that fall behind, and ends with new seeds of the best ones and of the settings it began with: the winner is
-whose mean is lower by more than noise. Any number of processes on any number of
-nodes may work on one folder; a trial whose worker died is taken up again from its run's last checkpoint.
+whose mean is lower by more than noise. Any number of processes on any number of nodes may work on one folder; a trial
+whose worker died is taken up again from its run's last checkpoint.
 """
 
 from __future__ import annotations
